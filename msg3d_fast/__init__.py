@@ -1,0 +1,31 @@
+"""Fast MS-G3D: skeleton action recognition with fused native kernels (Liu et al., CVPR 2020)."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Names load on first use: `import msg3d_fast.data` in a loader process need not pay for the model, and the
+# reference imports where the native library does not.
+_HOME = {
+    "Layout": "graph",
+    "MSG3D": "model",
+    "Recognizer": "model",
+    "UserError": "errors",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+_MODULES = ("data", "ops", "reference")
+
+__all__ = ["__version__", *_HOME, *_MODULES]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
