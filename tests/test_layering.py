@@ -1,0 +1,105 @@
+"""Who may depend on whom: the arrows of CONTRIBUTING's picture, read from the sources without running them."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "msg3d_fast"
+
+# What a module of the package may import from the package. A module that is not listed here has no place in the picture yet.
+OPERATORS = {"_library", "errors", "reference", "ops"}
+MODEL = OPERATORS | {"graph", "modules", "model", "checkpoint"}
+DATA = {"data", "errors", "graph"}
+RUN = MODEL | DATA | {"config", "training", "evaluation", "baselines", "visualize"}
+MAY_IMPORT = {
+    "__init__": MODEL | DATA,
+    "__main__": {"cli"},
+    "errors": set(),
+    "_library": {"errors"},
+    "reference": set(),
+    "ops": {"_library", "errors", "reference"},
+    "graph": {"errors"},
+    "modules": {"errors", "graph", "ops"},
+    "model": {"errors", "graph", "modules", "ops"},
+    "checkpoint": {"errors", "graph", "model", "modules"},
+    "data": DATA,
+    "config": {"errors"},
+    "visualize": {"errors"},
+    "baselines": DATA,
+    "evaluation": RUN - {"training"},
+    "training": RUN,
+    "doctor": RUN,
+    "cli": RUN | {"doctor", "__init__"},
+}
+FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
+
+
+def module_name(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """The package's own modules and the outside packages that a file imports, anywhere in it."""
+    own, outside = set(), set()
+    package = ["msg3d_fast", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{stem}.{alias.name}" for alias in node.names] if stem == "msg3d_fast" else [stem]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != "msg3d_fast":
+                outside.add(parts[0])
+            elif len(parts) > 1 and not parts[1].startswith("__version"):
+                own.add(parts[1])
+    return own, outside
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_python_arrows(path: Path) -> None:
+    name = module_name(path)
+    own, outside = imports(path)
+    assert name in MAY_IMPORT, f"{name} is in no layer: give it a place in this picture"
+    assert own - {name} <= MAY_IMPORT[name], f"{name} may not import {sorted(own - {name} - MAY_IMPORT[name])}"
+    assert not outside & {"scripts", "benchmarks", "tests"}
+    if name in FOREIGN:
+        assert outside <= FOREIGN[name]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".inl"}),
+    ids=lambda p: p.name,
+)
+def test_native_arrows(path: Path) -> None:
+    """library.cpp -> torch/ -> kernels/<op>/ -> kernels/{gemm,simt}/; torch headers only in the first two."""
+    place = path.relative_to(ROOT / "csrc").parts
+    for include in re.findall(r'^\s*#\s*include\s*[<"]([^">]+)[">]', path.read_text(encoding="utf-8"), re.MULTILINE):
+        if place[0] == "kernels":
+            assert not re.match(r"(torch|ATen|c10)/", include), f"{path.name} includes {include}"
+            resolved = (path.parent / include).resolve()
+            if resolved.exists() and resolved.is_relative_to(ROOT / "csrc"):
+                target = resolved.relative_to(ROOT / "csrc").parts
+                shared = len(target) == 2 or target[1] in {
+                    "gemm",
+                    "simt",
+                }  # a header of kernels/ itself, or what every op shares
+                assert target[0] == "kernels" and (target[1] == place[1] or shared), f"{path.name} includes {include}"
+
+
+def test_no_file_outgrows_its_budget() -> None:
+    sources = [p for top in ("msg3d_fast", "csrc", "benchmarks", "scripts", "tests") for p in (ROOT / top).rglob("*")]
+    long = {
+        p.name: n
+        for p in sources
+        if p.suffix in {".py", ".cpp", ".h", ".cu"} and (n := len(p.read_text(encoding="utf-8").splitlines())) > 450
+    }
+    assert not long, f"over 450 lines: split by concept: {long}"
