@@ -4,8 +4,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Names load on first use: `import msg3d_fast.data` in a loader process need not pay for the model, and the
-# reference imports where the native library does not.
+# Where each public name lives. Names load on first use, so that what a process does not need costs it nothing.
 _HOME = {
     "Layout": "graph",
     "MSG3D": "model",

@@ -1,4 +1,4 @@
-"""MS-G3D's graph convolution as the published networks compute it: the readable definition that everything native is tested against.
+"""MS-G3D's graph convolution as the published networks compute it: what everything native is tested against.
 
     y[n,o,t,w,v] = bias[o] + sum_k sum_c weight[o,k,c] * sum_{w',u} A[k,(w,v),(w',u)] * x[n,c, t*s + w'*d - p, u]
 

@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, and uninitialised memory filled with NaN so that an unwritten element can never pass."""
+"""What every test gets: a fixed seed, and fresh memory filled with NaN, so that an unwritten element cannot pass."""
 
 import os
 from collections.abc import Iterator
