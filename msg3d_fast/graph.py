@@ -5,8 +5,8 @@
     MMAction2        A_k[u, v] / sum_u A_k[u, v]                                 columns sum to one
     the authors      D^-1/2 A_k D^-1/2,  D = sum_v A_k[u, v]                     symmetric
 
-Matrices are indexed [scale, source, destination], as MMAction2's checkpoints store them. Sources: Liu et al., CVPR 2020,
-section 3; mmaction2 `projects/msg3d/models`; MS-G3D `graph/tools.py` and `graph/ntu_rgb_d.py`.
+Matrices are indexed [scale, source, destination], as MMAction2's checkpoints store them. Sources: Liu et al., CVPR
+2020, section 3; mmaction2 `projects/msg3d/models`; MS-G3D `graph/tools.py` and `graph/ntu_rgb_d.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,13 @@ class Layout:
         inward: directed edges (child, parent); the graph is their undirected union.
         center: the root joint.
         flip_pairs: (left, right) joints that a mirror exchanges.
-        bones: the (joint, parent) table of the bone stream, one entry per joint; a root is its own parent. By default the
-            first parent that `inward` lists for each joint.
+        bones: the (joint, parent) table of the bone stream, one entry per joint; a root is its own parent. By
+            default the first parent that `inward` lists for each joint.
         name: what checkpoints and messages call it.
 
     Raises:
-        UserError: an index out of range, a self loop, an edge listed twice, a joint without an edge, or a bone table that is
-            not one entry per joint.
+        UserError: an index out of range, a self loop, an edge listed twice, a joint without an edge, or a bone table
+            that is not one entry per joint.
     """
 
     joint_names: tuple[str, ...]
@@ -201,8 +201,8 @@ def adjacency(
         layout: the skeleton, V joints.
         num_scales: K, distances 0 to K-1; beyond the graph's diameter a scale is the identity.
         window_size: tau frames.
-        flavour: "mmaction2" and "pyskl" normalise columns; "original" normalises symmetrically, and its nturgb+d chains the
-            hand joints.
+        flavour: "mmaction2" and "pyskl" normalise columns; "original" normalises symmetrically, and its nturgb+d chains
+            the hand joints.
 
     Returns:
         float32 (K, tau*V, tau*V), indexed [scale, source, destination].
@@ -222,8 +222,8 @@ def adjacency(
         reached = further
     A = torch.stack(scales)
     if flavour == "original":
-        half = A.sum(2, keepdim=True).rsqrt()
-        return half * A * half.mT
+        half = A.double().sum(2, keepdim=True).rsqrt()  # double: the authors' NumPy code rounds once, at the end
+        return (half * A * half.mT).float()
     return A / A.sum(1, keepdim=True)
 
 
@@ -254,7 +254,7 @@ _register(
 )
 _NTU_BODY = (
     (0, 1), (1, 20), (2, 20), (3, 2), (4, 20), (5, 4), (6, 5), (7, 6), (8, 20), (9, 8), (10, 9), (11, 10), (12, 0),
-     (13, 12), (14, 13), (15, 14), (16, 0), (17, 16), (18, 17), (19, 18),
+    (13, 12), (14, 13), (15, 14), (16, 0), (17, 16), (18, 17), (19, 18),
 )
 _AUTHORS_NTU_INWARD = (*_NTU_BODY, (21, 22), (22, 7), (23, 24), (24, 11))
 _register(
