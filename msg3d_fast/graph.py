@@ -222,8 +222,9 @@ def adjacency(
         reached = further
     A = torch.stack(scales)
     if flavour == "original":
-        half = A.double().sum(2, keepdim=True).rsqrt()  # double: the authors' NumPy code rounds once, at the end
-        return (half * A * half.mT).float()
+        # Rounded where the authors' NumPy code rounds, so that their checkpoints convert bit for bit.
+        half = A.double().sum(2, keepdim=True).rsqrt().float()
+        return half * A * half.mT
     return A / A.sum(1, keepdim=True)
 
 
