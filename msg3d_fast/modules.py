@@ -1,0 +1,339 @@
+"""The blocks of MS-G3D, under the authors' names and MMAction2's parameter names.
+
+    STMSGCN       y = relu(bn(W * [A_0 x; ...; A_{K-1} x]))    over windows of tau frames: the G3D operator
+    MSGCN         the same frame by frame, tau = 1
+    MSG3DBlock    bn(out_conv(STMSGCN(x)))                     out_conv folds the tau slots of a window into one
+    MWMSG3DBlock  the sum of one MSG3DBlock per window size
+    MSTCN         relu([six temporal branches] + residual)
+
+x is (N, C, T, V), persons folded into N. Every A is a buffer beside its learned residual PA, both (K, tau*V, tau*V) and
+indexed [scale, source, destination] as in MMAction2's checkpoints; the operator wants [scale, destination, source] and
+gets a view. `backend` chooses who computes the graph convolutions; "reference" runs the very operations that upstream
+runs. Sources: Liu et al., CVPR 2020, section 3; mmaction2 `projects/msg3d/models`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import ops
+from .errors import UserError
+from .graph import Layout, adjacency, check_flavour
+
+
+class MLP(nn.Module):
+    """1x1 convolution, batch normalisation and ReLU for each of `out_channels` in turn."""
+
+    def __init__(self, in_channels: int, out_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for width in out_channels:
+            self.layers += [nn.Conv2d(in_channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            in_channels = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class STMSGCN(nn.Module):
+    """Multi-scale graph convolution over windows of tau frames: (N, C, T, V) -> (N, O, T_out, tau*V).
+
+    Args:
+        num_scales: K.
+        in_channels: C.
+        out_channels: O.
+        layout: the skeleton, V joints.
+        window_size: tau.
+        window_stride: s.
+        window_dilation: d.
+        flavour: whose normalised adjacency.
+        backend: see `ops.ms_g3d`.
+
+    Raises:
+        UserError: windows without a middle frame, whose output would be shorter than the temporal path's.
+    """
+
+    A: Tensor
+
+    def __init__(
+        self,
+        num_scales: int,
+        in_channels: int,
+        out_channels: int,
+        layout: str | Layout,
+        window_size: int,
+        window_stride: int = 1,
+        window_dilation: int = 1,
+        flavour: str = "mmaction2",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if (window_size - 1) * window_dilation % 2:
+            raise UserError(
+                f"windows of {window_size} frames with window_dilation {window_dilation} have no middle frame; "
+                "use an odd window_size"
+            )
+        self.num_scales, self.in_channels, self.out_channels = num_scales, in_channels, out_channels
+        self.window_size, self.window_stride, self.window_dilation = window_size, window_stride, window_dilation
+        self.backend = ops.resolve_backend(backend)
+        A = adjacency(layout, num_scales, window_size, flavour)
+        self.PA = nn.Parameter(torch.empty_like(A).uniform_(-1e-6, 1e-6))
+        self.register_buffer("A", A)
+        self.mlp = MLP(num_scales * in_channels, [out_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, bn, relu = self.mlp.layers
+        y = ops.ms_g3d(
+            x,
+            (self.A + self.PA).transpose(1, 2),  # the operator's A is destination-first
+            conv.weight.view(self.out_channels, self.num_scales, self.in_channels),
+            conv.bias,
+            self.window_size,
+            self.window_stride,
+            self.window_dilation,
+            backend=self.backend,
+        )
+        return relu(bn(y))
+
+    def extra_repr(self) -> str:
+        window = f"tau={self.window_size}, s={self.window_stride}, d={self.window_dilation}"
+        return f"K={self.num_scales}, C={self.in_channels}, O={self.out_channels}, {window}, nodes={len(self.A[0])}"
+
+
+class MSGCN(STMSGCN):
+    """Multi-scale graph convolution frame by frame, the case tau = s = d = 1: (N, C, T, V) -> (N, O, T, V).
+
+    Args:
+        num_scales: K.
+        in_channels: C.
+        out_channels: O.
+        layout: the skeleton, V joints.
+        flavour: whose normalised adjacency.
+        backend: see `ops.ms_gcn`.
+    """
+
+    def __init__(
+        self,
+        num_scales: int,
+        in_channels: int,
+        out_channels: int,
+        layout: str | Layout,
+        flavour: str = "mmaction2",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(num_scales, in_channels, out_channels, layout, 1, flavour=flavour, backend=backend)
+
+
+class MSG3DBlock(nn.Module):
+    """G3D: graph convolution over windows, then one that folds each window: (N, C, T, V) -> (N, O, T_out, V).
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        layout: the skeleton.
+        num_scales: K.
+        window_size: tau.
+        window_stride: s.
+        window_dilation: d.
+        embed_factor: other than 1, a 1x1 MLP first embeds x in O // embed_factor channels.
+        expand: widen to O inside the graph convolution, as the first stage does, whose C cannot carry the features.
+        flavour: whose normalised adjacency.
+        backend: see `ops.ms_g3d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layout: str | Layout,
+        num_scales: int,
+        window_size: int,
+        window_stride: int = 1,
+        window_dilation: int = 1,
+        embed_factor: int = 1,
+        expand: bool = False,
+        flavour: str = "mmaction2",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        if embed_factor == 1:
+            self.in1x1, embed_in = None, in_channels
+            embed_out = out_channels if expand else in_channels
+        else:
+            embed_in = embed_out = out_channels // embed_factor
+            self.in1x1 = MLP(in_channels, [embed_in])
+        # Upstream's first child is the unfolding of windows, which the operator does itself; the names count from it.
+        self.gcn3d = nn.Sequential(
+            nn.Identity(),
+            STMSGCN(
+                num_scales, embed_in, embed_out, layout, window_size, window_stride, window_dilation, flavour, backend
+            ),
+        )
+        self.out_conv = nn.Conv3d(embed_out, out_channels, (1, window_size, 1))
+        self.out_bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in1x1 is not None:
+            x = self.in1x1(x)
+        y = self.gcn3d(x)  # (N, E, T_out, tau*V)
+        N, E, T, W = y.shape
+        tau = self.window_size
+        if self.gcn3d[1].backend == "reference":
+            return self.out_bn(self.out_conv(y.view(N, E, T, tau, W // tau)).squeeze(3))
+        # The slots of a window stand below one another in a view of shape (N, E, T_out*tau, V), where a strided 2-D
+        # convolution folds them; the 3-D one, whose weight this is, is slower to train.
+        y = y.permute(0, 2, 3, 1).reshape(N, T * tau, W // tau, E).permute(0, 3, 1, 2)
+        return self.out_bn(F.conv2d(y, self.out_conv.weight.squeeze(2), self.out_conv.bias, stride=(tau, 1)))
+
+
+class MWMSG3DBlock(nn.Module):
+    """The sum of one G3D block per window size: (N, C, T, V) -> (N, O, T_out, V).
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        layout: the skeleton.
+        num_scales: K.
+        window_sizes: tau of each block.
+        window_stride: s, common to all.
+        window_dilations: d of each block.
+        expand: see `MSG3DBlock`.
+        flavour: whose normalised adjacency.
+        backend: see `ops.ms_g3d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layout: str | Layout,
+        num_scales: int,
+        window_sizes: Sequence[int] = (3, 5),
+        window_stride: int = 1,
+        window_dilations: Sequence[int] = (1, 1),
+        expand: bool = False,
+        flavour: str = "mmaction2",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.gcn3d = nn.ModuleList(
+            MSG3DBlock(
+                in_channels,
+                out_channels,
+                layout,
+                num_scales,
+                window_size,
+                window_stride,
+                window_dilation,
+                expand=expand,
+                flavour=flavour,
+                backend=backend,
+            )
+            for window_size, window_dilation in zip(window_sizes, window_dilations, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = self.gcn3d
+        y = first(x)
+        for block in rest:
+            y = y + block(x)
+        return y
+
+
+class TemporalConv(nn.Module):
+    """Convolution along time and batch normalisation; odd kernels keep the frames aligned."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) * dilation // 2
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, (kernel_size, 1), (stride, 1), (padding, 0), dilation=(dilation, 1)
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class MSTCN(nn.Module):
+    """Multi-scale temporal convolution, dilated branches beside a max-pool and a 1x1: (N, C, T, V) -> (N, O, T_out, V).
+
+    Each branch has O // (number of branches) channels, the last one the remainder too.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: frames of the dilated convolutions, odd.
+        stride: frames from one output to the next.
+        dilations: one dilated branch for each.
+        residual: add the input, through a 1x1 convolution where shapes differ.
+        act: end with a ReLU.
+        dropout: probability after the activation.
+        flavour: how convolutions start: "mmaction2" Kaiming-normal by fan-out with zero bias, else torch's own way.
+
+    Raises:
+        UserError: fewer output channels than branches, or an even kernel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilations: Sequence[int] = (1, 2, 3, 4),
+        residual: bool = True,
+        act: bool = True,
+        dropout: float = 0.0,
+        flavour: str = "mmaction2",
+    ) -> None:
+        super().__init__()
+        num_branches = len(dilations) + 2
+        width = out_channels // num_branches
+        if width < 1:
+            raise UserError(
+                f"MSTCN has {num_branches} branches, found {out_channels} output channels; give at least one each"
+            )
+        if kernel_size % 2 == 0:
+            raise UserError(
+                f"kernel_size is {kernel_size}; an even kernel cannot be centred on a frame, use an odd one"
+            )
+
+        def entry(channels: int, stride: int = 1) -> list[nn.Module]:
+            return [nn.Conv2d(in_channels, channels, 1, (stride, 1)), nn.BatchNorm2d(channels)]
+
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                *entry(width), nn.ReLU(inplace=True), TemporalConv(width, width, kernel_size, stride, dilation)
+            )
+            for dilation in dilations
+        )
+        pool = nn.MaxPool2d((3, 1), (stride, 1), (1, 0))
+        self.branches.append(nn.Sequential(*entry(width), nn.ReLU(inplace=True), pool, nn.BatchNorm2d(width)))
+        self.branches.append(nn.Sequential(*entry(out_channels - (num_branches - 1) * width, stride)))
+        if not residual:
+            self.residual = None
+        elif in_channels == out_channels and stride == 1:
+            self.residual = nn.Identity()
+        else:
+            self.residual = TemporalConv(in_channels, out_channels, 1, stride)
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+        if check_flavour(flavour) == "mmaction2":
+            for conv in self.modules():
+                if isinstance(conv, nn.Conv2d):
+                    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([branch(x) for branch in self.branches], dim=1)
+        if self.residual is not None:
+            y = y + self.residual(x)
+        return self.drop(self.act(y))
