@@ -13,7 +13,8 @@ PACKAGE = ROOT / "msg3d_fast"
 OPERATORS = {"_library", "errors", "reference", "ops"}
 MODEL = OPERATORS | {"graph", "modules", "model", "checkpoint"}
 DATA = {"data", "errors", "graph"}
-RUN = MODEL | DATA | {"config", "training", "evaluation", "baselines", "visualize"}
+SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
+RUN = MODEL | DATA | SERVICES | {"experiment", "training", "evaluation", "baselines"}
 MAY_IMPORT = {
     "__init__": MODEL | DATA,
     "__main__": {"cli"},
@@ -26,13 +27,14 @@ MAY_IMPORT = {
     "model": {"errors", "graph", "modules", "ops"},
     "checkpoint": {"errors", "graph", "model", "modules"},
     "data": DATA,
-    "config": {"errors"},
-    "visualize": {"errors"},
+    **{name: {"errors"} for name in SERVICES},
     "baselines": DATA,
+    "experiment": MODEL | DATA | {"config"},
     "evaluation": RUN - {"training"},
     "training": RUN,
+    "quickstart": RUN,
     "doctor": RUN,
-    "cli": RUN | {"doctor", "__init__"},
+    "cli": RUN | {"doctor", "quickstart", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 

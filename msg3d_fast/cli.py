@@ -1,0 +1,223 @@
+"""The command line: verbs, their options, and what becomes of errors.
+
+Exit status 0: done. 2: input or environment of the user, one line on stderr. 1: a fault of the package, with traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .config import Config, describe, load_config, packaged_names, suggest
+from .errors import UserError
+
+OVERRIDES = "--a.b=value"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are UserErrors: one line instead of the usage and a line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print("msg3d-fast: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nmsg3d-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    parser, verbs = _parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    if not argv[0].startswith("-") and argv[0] not in verbs:
+        raise UserError(f"verb {argv[0]!r}: unknown; {suggest(argv[0], list(verbs))}")
+    options, rest = parser.parse_known_args(argv)
+    if rest and "config" not in options:
+        raise UserError(f"{options.verb}: unknown argument {rest[0]!r}; see msg3d-fast {options.verb} --help")
+    for argument in rest:
+        if not argument.startswith("--") or "=" not in argument:
+            hint = f"{argument}=value" if argument.startswith("--") else "settings look like --train.epochs=2"
+            raise UserError(
+                f"{options.verb}: unknown argument {argument!r}; {hint}; see msg3d-fast {options.verb} --help"
+            )
+    options.overrides = rest
+    options.call(options)
+    return 0
+
+
+def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    from . import __version__
+
+    parser = _Parser(
+        prog="msg3d-fast",
+        description="MS-G3D for skeleton action recognition: train, test, prepare data, look at checkpoints.",
+        epilog="example: msg3d-fast quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"msg3d_fast {__version__}")
+    commands = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
+    settings = (
+        f"settings ({OVERRIDES}, with their defaults):\n{describe()}\n\nconfigurations: {', '.join(packaged_names())}"
+    )
+
+    def verb(name: str, call: Any, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
+        usage = None if not more else f"msg3d-fast {name} [options] [{OVERRIDES} ...]"
+        epilog = f"example:\n  {example}" + (f"\n\n{more}" if more else "")
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, usage=usage)
+        command.set_defaults(call=call)
+        return command
+
+    command = verb(
+        "quickstart",
+        _quickstart,
+        "Train and test on the embedded poses; a second call goes on from what is there.",
+        "msg3d-fast quickstart",
+        settings,
+    )
+    command.set_defaults(config="quickstart", no_resume=False)
+    _run_dir(command)
+    command = verb(
+        "train",
+        _train,
+        "Train, then test; goes on from the run folder's last checkpoint if there is one.",
+        "msg3d-fast train --config ntu60_xsub_2d --data.path=ntu60_2d.pkl --data.stream=b",
+        settings,
+    )
+    command.add_argument("--config", required=True, metavar="NAME|FILE", help="packaged configuration or YAML file")
+    command.add_argument("--no-resume", action="store_true", help="start over, replacing what the run folder holds")
+    _run_dir(command)
+    command = verb(
+        "test",
+        _test,
+        "Test a checkpoint: metrics.json, scores.npz and confusion.png in the run folder.",
+        "msg3d-fast test --run-dir runs/quickstart --test.num_clips=1",
+        settings,
+    )
+    command.add_argument("--config", metavar="NAME|FILE", help="default: config.yaml of the run folder")
+    command.add_argument("--checkpoint", metavar="FILE", help="any upstream's or ours; default: the run folder's")
+    _run_dir(command)
+    command = verb(
+        "prepare",
+        _prepare,
+        "Check a data set and write it as a memory-mapped store, which training reads without loading it whole.",
+        "msg3d-fast prepare ntu60_2d.pkl data/ntu60_2d",
+    )
+    command.add_argument("source", help="annotation .pkl, ragged .npz or store folder")
+    command.add_argument("destination", help="folder of the new store")
+    _checkpoint_verbs(
+        verb("checkpoint", None, "Look at a checkpoint, or convert it.", "msg3d-fast checkpoint info best.ckpt")
+    )
+    command = verb("doctor", _doctor, "Say what is installed, built and found.", "msg3d-fast doctor --plan")
+    command.add_argument(
+        "--plan", action="store_true", help="the native op's plan for every layer of the default network"
+    )
+    return parser, commands.choices
+
+
+def _run_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run-dir", metavar="DIR", help="run folder; default: runs/<name of the configuration>")
+
+
+def _checkpoint_verbs(command: argparse.ArgumentParser) -> None:
+    verbs = command.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser, required=True)
+    info = verbs.add_parser("info", help="what a file holds", epilog="example:\n  msg3d-fast checkpoint info best.ckpt")
+    info.add_argument("file")
+    info.set_defaults(call=_checkpoint_info)
+    convert = verbs.add_parser(
+        "convert",
+        help="write it in another format",
+        epilog="example:\n  msg3d-fast checkpoint convert ntu60.pth ntu60.ckpt\n"
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.pth --format mmaction2",
+    )
+    convert.add_argument("source")
+    convert.add_argument("destination")
+    convert.add_argument("--format", default="msg3d_fast", choices=("msg3d_fast", "mmaction2", "pyskl", "original"))
+    convert.set_defaults(call=_checkpoint_convert)
+
+
+def _settings(options: argparse.Namespace) -> tuple[Config, Path]:
+    name = options.config
+    if name is None:
+        if options.run_dir is None:
+            raise UserError(f"{options.verb}: nothing to work on; give --run-dir, or --config with --checkpoint")
+        name = Path(options.run_dir) / "config.yaml"
+    config = load_config(name, options.overrides)
+    return config, Path(options.run_dir or Path("runs") / config.name)
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from . import distributed, training
+
+    config, folder = _settings(options)
+    metrics = training.train(config, folder, resume=not options.no_resume)
+    if distributed.rank() == 0:
+        _say_metrics(metrics)
+        print(f"wrote {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
+    distributed.stop()
+    return metrics
+
+
+def _test(options: argparse.Namespace) -> None:
+    from . import distributed, evaluation
+
+    config, folder = _settings(options)
+    metrics = evaluation.evaluate(config, folder, options.checkpoint)
+    if distributed.rank() == 0:
+        _say_metrics(metrics)
+        print(f"wrote {folder}: confusion.png, metrics.json, scores.npz")
+    distributed.stop()
+
+
+def _say_metrics(metrics: dict[str, Any]) -> None:
+    print(
+        f"test: {metrics['num_samples']} samples x {metrics['num_clips']} clips, top-1 {metrics['top1']:.4f}, "
+        f"top-5 {metrics['top5']:.4f}, mean class {metrics['mean_class']:.4f}, {metrics['seconds']:.1f} s"
+    )
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from . import quickstart
+
+    metrics = _train(options)
+    config, _ = _settings(options)
+    print(f"\n{quickstart.compare(config, metrics)}")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from . import data
+
+    clips = data.prepare(options.source, options.destination)
+    print(f"wrote {options.destination}: {len(clips)} clips")
+
+
+def _checkpoint_info(options: argparse.Namespace) -> None:
+    from .checkpoint import load_checkpoint
+
+    model = load_checkpoint(options.file)
+    print(f"{options.file}: {model.source}")
+
+
+def _checkpoint_convert(options: argparse.Namespace) -> None:
+    from .checkpoint import load_checkpoint, save_checkpoint
+
+    model = load_checkpoint(options.source)
+    save_checkpoint(model, options.destination, format=options.format)
+    print(f"wrote {options.destination}: {options.format}, from {model.source}")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from . import doctor
+
+    print(doctor.plan() if options.plan else doctor.report())

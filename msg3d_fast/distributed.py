@@ -1,0 +1,82 @@
+"""One process or several: what training and testing need of torch.distributed, as functions that hold for one too.
+
+torchrun sets RANK, WORLD_SIZE and LOCAL_RANK for the processes it starts; without them there is one process, no group.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means for this process.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r}: unknown; expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise UserError(f"device {name!r}: not supported; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if index >= count:
+            raise UserError(
+                f"device {name!r}: found {count} CUDA devices, expected number {index}; use another, or --device=cpu"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def start(device: torch.device) -> None:
+    """Joins the process group when torchrun started this process: nccl on CUDA, gloo on the CPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum of `values` over the processes."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Replaces every floating-point buffer by its mean over the processes: each has seen its own batches."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= dist.get_world_size()

@@ -1,0 +1,215 @@
+"""Scores of a model on a split, and the numbers that are reported about them.
+
+Metrics are functions of NumPy arrays, with MMAction2's definitions: scores (N, classes), larger is more likely; labels
+(N,) class indices, or (N, classes) zeros and ones for the multi-label ones. Means over no element are 0.
+"""
+
+import io
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import distributed, visualize
+from .checkpoint import load_checkpoint
+from .config import Config, TestConfig
+from .data import Pipeline
+from .experiment import choose_backend, make_pipeline, open_clips
+from .graph import get_layout
+from .model import Recognizer
+from .progress import Progress
+from .run_folder import RunFolder
+
+
+def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: Iterable[int] = (1, 5)) -> list[float]:
+    """Share of the samples whose label is among the k highest scores, for each k."""
+    order = np.argsort(scores, axis=1)[:, ::-1]
+    hit = order == np.asarray(labels)[:, None]
+    return [float(hit[:, :count].any(axis=1).mean()) if len(hit) else 0.0 for count in k]
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> np.ndarray:
+    """Counts (classes, classes): row the true class, column the predicted one."""
+    predicted, labels = np.asarray(predicted, np.int64), np.asarray(labels, np.int64)
+    size = num_classes or int(max(predicted.max(initial=-1), labels.max(initial=-1))) + 1
+    return np.bincount(labels * size + predicted, minlength=size * size).reshape(size, size)
+
+
+def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean recall over the classes that are true or predicted anywhere; one that is predicted only counts as 0."""
+    matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
+    seen = (matrix.sum(0) + matrix.sum(1)) > 0
+    recall = np.diag(matrix)[seen] / np.maximum(matrix.sum(1)[seen], 1)
+    return float(recall.mean()) if seen.any() else 0.0
+
+
+def average_clips(logits: np.ndarray, num_clips: int, average: str = "prob") -> np.ndarray:
+    """Mean over the clips of each sample: (N * clips, classes) -> (N, classes).
+
+    Args:
+        logits: clips of one sample stand together.
+        num_clips: clips per sample.
+        average: "prob" takes the softmax first, "score" leaves the mean of the logits.
+    """
+    logits = np.asarray(logits, np.float64)
+    if average == "prob":
+        logits = np.exp(logits - logits.max(axis=1, keepdims=True))
+        logits /= logits.sum(axis=1, keepdims=True)
+    return logits.reshape(-1, num_clips, logits.shape[1]).mean(axis=1)
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Average precision of each class over the samples, averaged over the classes that have a positive sample."""
+    precision = _average_precision(scores.T, labels.T)
+    return float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
+
+
+def mmit_mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Average precision of each sample over the classes, averaged over the samples (Multi-Moments in Time)."""
+    precision = _average_precision(scores, labels)
+    return float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
+
+
+def _average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Area under each row's precision-recall curve, as steps; NaN for a row without positives.
+
+    A threshold stands at every distinct score, so that tied elements enter the curve together.
+    """
+    areas = np.full(len(scores), np.nan)
+    for row, (score, positive) in enumerate(zip(np.asarray(scores), np.asarray(labels) > 0, strict=True)):
+        if not positive.any():
+            continue
+        order = np.argsort(-score, kind="stable")
+        last_of_tie = np.r_[np.diff(score[order]) != 0, True]
+        hits = np.cumsum(positive[order])[last_of_tie]
+        precision = hits / (np.flatnonzero(last_of_tie) + 1)
+        recall = np.r_[0.0, hits / hits[-1]]
+        areas[row] = np.sum(np.diff(recall) * precision)
+    return areas
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Softmax cross-entropy of every sample against (1 - e) * one-hot + e / classes: (N, classes), (N,) -> (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+
+
+@torch.inference_mode()
+def predict_scores(
+    model: Recognizer,
+    pipeline: Pipeline,
+    batch_size: int = 32,
+    *,
+    average: str = "prob",
+    title: str = "testing",
+    quiet: bool = False,
+) -> np.ndarray:
+    """Class probabilities of every sample, each computed once, by one process or shared out over several.
+
+    Args:
+        model: network, on the device to use; runs in eval mode and is handed back in the mode it came in.
+        pipeline: in test mode; the clips of a sample are averaged.
+        batch_size: most clips per forward pass; does not change the result.
+        average: "prob" or "score" as in `average_clips`; the mean of the logits goes through a softmax here.
+        title: what the progress lines say.
+        quiet: no progress lines.
+
+    Returns:
+        float64 (N, classes), the same on every process.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    number = len(pipeline.clipset)
+    scores = np.zeros((number, model.cls_head.fc.out_features))
+    own = np.arange(number)[distributed.rank() :: distributed.world_size()]
+    samples = max(1, batch_size // pipeline.num_clips)
+    with Progress(title, len(own), quiet=quiet or distributed.rank() > 0) as progress:
+        for start in range(0, len(own), samples):
+            part = own[start : start + samples]
+            x, _ = pipeline.batch(part, 0)  # (n, clips, M, T, V, C)
+            logits = torch.cat([model(piece.to(device)).double().cpu() for piece in x.flatten(0, 1).split(batch_size)])
+            averaged = average_clips(logits.numpy(), pipeline.num_clips, average)
+            scores[part] = averaged if average == "prob" else average_clips(averaged, 1)
+            progress.advance(len(part))
+    model.train(was_training)
+    return distributed.total(torch.from_numpy(scores).to(device)).cpu().numpy()
+
+
+def metrics_of(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`top1`, `top5`, `mean_class` and `loss`, the mean of -log p of the label."""
+    top1, top5 = topk_accuracy(scores, labels)
+    loss = -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean()
+    return {"top1": top1, "top5": top5, "mean_class": mean_class_accuracy(scores, labels), "loss": float(loss)}
+
+
+def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: TestConfig) -> dict[str, Any]:
+    """Scores every sample, writes metrics.json, scores.npz and confusion.png, and returns the metrics.
+
+    Args:
+        model: network, on the device to use.
+        pipeline: of the test split, with `config.num_clips` clips.
+        folder: locked run folder.
+        config: clips, batch size and averaging.
+    """
+    start = time.monotonic()
+    scores = predict_scores(model, pipeline, config.batch_size, average=config.average)
+    clips = pipeline.clipset
+    labels = np.asarray(clips.label, np.int64)
+    metrics = {
+        **metrics_of(scores, labels),
+        "num_samples": len(clips),
+        "num_clips": config.num_clips,
+        "average": config.average,
+        "backend": model.backend,
+        "device": str(next(model.parameters()).device),
+        "seconds": round(time.monotonic() - start, 2),
+    }
+    if folder.writes:
+        matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            ids=np.asarray(clips.frame_dir),
+            scores=scores.astype(np.float32),
+            labels=labels,
+            confusion=matrix,
+            label_names=np.asarray(clips.label_names),
+        )
+        folder.write("scores.npz", buffer.getvalue())
+        folder.write("confusion.png", visualize.confusion_figure(matrix, clips.label_names))
+        folder.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None = None) -> dict[str, Any]:
+    """Tests a checkpoint on the configuration's test split; alone or under torchrun.
+
+    Args:
+        config: data, test and device settings; the network is the checkpoint's.
+        run_dir: where metrics.json, scores.npz and confusion.png go.
+        checkpoint: of any of the upstreams or ours; by default the run folder's that `test.checkpoint` names.
+
+    Raises:
+        UserError: what the user can put right, in one line.
+    """
+    device = distributed.choose_device(config.device)
+    distributed.start(device)
+    with RunFolder(run_dir, writes=distributed.rank() == 0) as folder:
+        backend, note = choose_backend(config, device)
+        if note and folder.writes:
+            print(note, flush=True)
+        path = Path(checkpoint or folder / f"{config.test.checkpoint}.ckpt")
+        model = load_checkpoint(path, device=device, backend=backend)
+        layout, classes = get_layout(model.hparams["layout"]), model.hparams["num_classes"]
+        fitting = replace(config.model, layout=layout, num_classes=classes, in_channels=model.hparams["in_channels"])
+        clips = open_clips(replace(config, model=fitting))
+        split, slots = config.data.test_split, model.hparams["num_person"]
+        return report(
+            model, make_pipeline(config, clips, split, slots, num_clips=config.test.num_clips), folder, config.test
+        )

@@ -1,0 +1,113 @@
+"""What a configuration stands for: its clips, its pipelines and its network, checked against each other."""
+
+from dataclasses import asdict
+
+import torch
+
+from . import data, ops
+from .checkpoint import load_checkpoint
+from .config import Config
+from .errors import UserError
+from .graph import get_layout
+from .model import Recognizer
+
+
+def choose_backend(config: Config, device: torch.device) -> tuple[str, str]:
+    """The backend to run on, and one line for the user where it is not the one asked for, else "".
+
+    Raises:
+        UserError: an unknown backend, or the native one where its library is missing.
+    """
+    backend = ops.resolve_backend(config.model.backend)
+    if device.type == "cuda" and backend == "native":
+        return "reference", "this version has no CUDA kernels: running the reference backend on CUDA"
+    return backend, ""
+
+
+def open_clips(config: Config) -> data.ClipSet:
+    """The data set of the configuration.
+
+    Raises:
+        UserError: no path given, a file that cannot be read, joints or labels that do not fit `config.model`.
+    """
+    if config.data.path is None:
+        raise UserError(
+            "data.path: none given; add --data.path=FILE (.pkl, .npz, a store folder, embedded or synthetic)"
+        )
+    clips = data.open_dataset(config.data.path)
+    if config.model.layout is not None:
+        layout = get_layout(config.model.layout)
+        if layout.num_joints != clips.layout.num_joints:
+            raise UserError(
+                f"{config.data.path}: has {clips.layout.num_joints} joints ({clips.layout.name}), model.layout is "
+                f"{layout.name} with {layout.num_joints}; set --model.layout, or null to take the data's"
+            )
+    classes = config.model.num_classes or clips.num_classes
+    bad = (clips.label < 0) | (clips.label >= classes)
+    if bad.any():
+        first = int(bad.argmax())
+        raise UserError(
+            f"{config.data.path}: clip {clips.frame_dir[first]} has label {clips.label[first]}, expected 0 to "
+            f"{classes - 1} ({int(bad.sum())} such clips); set --model.num_classes or correct the file"
+        )
+    return clips
+
+
+def person_slots(config: Config, clips: data.ClipSet) -> int:
+    """Person slots of the network: the configured number, or what the clips need, at most 2."""
+    return config.model.num_person or min(2, int(clips.num_person.max()))
+
+
+def build_model(config: Config, clips: data.ClipSet, backend: str) -> Recognizer:
+    """A network for these clips, initialised from torch's global generator or from `model.checkpoint`.
+
+    A checkpoint may have been trained on other classes: the classifier is then left as initialised.
+
+    Raises:
+        UserError: the checkpoint's network is another one than the configuration's.
+    """
+    wanted = {key: value for key, value in asdict(config.model).items() if key != "checkpoint"}
+    wanted["layout"] = clips.layout if config.model.layout is None else config.model.layout
+    wanted["num_classes"] = config.model.num_classes or clips.num_classes
+    wanted["in_channels"] = config.model.in_channels or clips.keypoint.shape[-1]
+    wanted["num_person"] = person_slots(config, clips)
+    wanted["backend"] = backend
+    model = Recognizer(**wanted)
+    if config.model.checkpoint is not None:
+        start = load_checkpoint(config.model.checkpoint, backend=backend)
+        for key in ("layout", "in_channels", "base_channels", "num_gcn_scales", "num_g3d_scales", "num_person"):
+            if start.hparams[key] != model.hparams[key]:
+                raise UserError(
+                    f"checkpoint {config.model.checkpoint}: its network has {key} {start.hparams[key]}, model.{key} is "
+                    f"{model.hparams[key]}; set --model.{key} to the checkpoint's, or choose another checkpoint"
+                )
+        weights = start.state_dict()
+        if start.hparams["num_classes"] != model.hparams["num_classes"]:
+            weights = {key: value for key, value in weights.items() if not key.startswith("cls_head.")}
+        model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def make_pipeline(
+    config: Config,
+    clips: data.ClipSet,
+    split: str | None,
+    num_person: int,
+    *,
+    training: bool = False,
+    num_clips: int = 1,
+) -> data.Pipeline:
+    """Batches of a split: randomly sampled and augmented for training, upstream's fixed frames otherwise."""
+    d = config.data
+    return data.Pipeline(
+        clips if split is None else clips.subset(split),
+        stream=d.stream,
+        clip_len=d.clip_len,
+        num_clips=num_clips,
+        num_person=num_person,
+        test_mode=not training,
+        semantics=d.semantics,
+        normalize=d.normalize,
+        augment=data.Augment(**asdict(d.augment)) if training else None,
+        seed=config.seed,
+    )

@@ -1,0 +1,75 @@
+"""The folder of a run: who may write in it, and files that appear whole or not at all."""
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from .errors import UserError
+
+
+class RunFolder:
+    """A folder that one run at a time writes to.
+
+    Used as a context, it creates the folder and holds a lock on it. The kernel drops the lock when the process ends,
+    however it ends, so that a crash leaves nothing to clean up.
+
+    Args:
+        path: the folder; created with its parents.
+        writes: False for the other processes of a distributed run: they neither create, lock nor write.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
+        self._lock: int | None = None
+
+    def __enter__(self) -> "RunFolder":
+        if not self.writes:
+            return self
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.path}: cannot be written to ({error.strerror}); choose another with --run-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            reason = "another run is writing to it" if isinstance(error, BlockingIOError) else error.strerror
+            raise UserError(
+                f"run folder {self.path}: {reason}; wait for it, or choose another with --run-dir"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Puts a file in place in one step; a full disk leaves the one that was there.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self.writes:
+            return
+        target, beside = self.path / name, self.path / f".{name}.partial"
+        try:
+            with open(beside, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise UserError(
+                f"{target}: cannot be written ({error.strerror}); its last version is whole; free space and call again"
+            ) from error
