@@ -66,7 +66,7 @@ class MSG3D(nn.Module):
             raise UserError(f"base_channels is {base_channels}, expected at least 6: one for each branch of MSTCN")
         if flavour == "original" and base_channels % 6:
             raise UserError(
-                f"base_channels is {base_channels}, expected a multiple of 6: the authors' MSTCN has no remainder branch; "
+                f"base_channels is {base_channels}, expected a multiple of 6, as the authors' MSTCN needs; "
                 "round it or take another flavour"
             )
         self.num_person, self.in_channels = num_person, in_channels
@@ -88,7 +88,7 @@ class MSG3D(nn.Module):
 
         def sgcn(channels: int, middle: int, out: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(
-                MSGCN(num_gcn_scales, channels, middle, layout, flavour, backend),
+                MSGCN(num_gcn_scales, channels, middle, layout, flavour=flavour, backend=backend),
                 MSTCN(middle, out, stride=stride, flavour=flavour),
                 MSTCN(out, out, act=False, flavour=flavour),
             )

@@ -24,13 +24,14 @@ from .graph import Layout, adjacency, check_flavour
 
 
 class MLP(nn.Module):
-    """1x1 convolution, batch normalisation and ReLU for each of `out_channels` in turn."""
+    """1x1 convolution, batch normalisation and, unless `act` is false, ReLU for each of `out_channels` in turn."""
 
-    def __init__(self, in_channels: int, out_channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: Sequence[int], act: bool = True) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for width in out_channels:
-            self.layers += [nn.Conv2d(in_channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            self.layers += [nn.Conv2d(in_channels, width, 1), nn.BatchNorm2d(width)]
+            self.layers += [nn.ReLU(inplace=True)] * act
             in_channels = width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,6 +51,7 @@ class STMSGCN(nn.Module):
         window_size: tau.
         window_stride: s.
         window_dilation: d.
+        act: end with a ReLU.
         flavour: whose normalised adjacency.
         backend: see `ops.ms_g3d`.
 
@@ -68,6 +70,7 @@ class STMSGCN(nn.Module):
         window_size: int,
         window_stride: int = 1,
         window_dilation: int = 1,
+        act: bool = True,
         flavour: str = "mmaction2",
         backend: str | None = None,
     ) -> None:
@@ -83,10 +86,10 @@ class STMSGCN(nn.Module):
         A = adjacency(layout, num_scales, window_size, flavour)
         self.PA = nn.Parameter(torch.empty_like(A).uniform_(-1e-6, 1e-6))
         self.register_buffer("A", A)
-        self.mlp = MLP(num_scales * in_channels, [out_channels])
+        self.mlp = MLP(num_scales * in_channels, [out_channels], act)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, bn, relu = self.mlp.layers
+        conv, *rest = self.mlp.layers
         y = ops.ms_g3d(
             x,
             (self.A + self.PA).transpose(1, 2),  # the operator's A is destination-first
@@ -97,7 +100,9 @@ class STMSGCN(nn.Module):
             self.window_dilation,
             backend=self.backend,
         )
-        return relu(bn(y))
+        for layer in rest:
+            y = layer(y)
+        return y
 
     def extra_repr(self) -> str:
         window = f"tau={self.window_size}, s={self.window_stride}, d={self.window_dilation}"
@@ -112,6 +117,7 @@ class MSGCN(STMSGCN):
         in_channels: C.
         out_channels: O.
         layout: the skeleton, V joints.
+        act: end with a ReLU.
         flavour: whose normalised adjacency.
         backend: see `ops.ms_gcn`.
     """
@@ -122,10 +128,11 @@ class MSGCN(STMSGCN):
         in_channels: int,
         out_channels: int,
         layout: str | Layout,
+        act: bool = True,
         flavour: str = "mmaction2",
         backend: str | None = None,
     ) -> None:
-        super().__init__(num_scales, in_channels, out_channels, layout, 1, flavour=flavour, backend=backend)
+        super().__init__(num_scales, in_channels, out_channels, layout, 1, act=act, flavour=flavour, backend=backend)
 
 
 class MSG3DBlock(nn.Module):
@@ -171,7 +178,15 @@ class MSG3DBlock(nn.Module):
         self.gcn3d = nn.Sequential(
             nn.Identity(),
             STMSGCN(
-                num_scales, embed_in, embed_out, layout, window_size, window_stride, window_dilation, flavour, backend
+                num_scales,
+                embed_in,
+                embed_out,
+                layout,
+                window_size,
+                window_stride,
+                window_dilation,
+                flavour=flavour,
+                backend=backend,
             ),
         )
         self.out_conv = nn.Conv3d(embed_out, out_channels, (1, window_size, 1))
@@ -270,7 +285,7 @@ class MSTCN(nn.Module):
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: frames of the dilated convolutions, odd.
+        kernel_size: frames of the dilated convolutions, odd: one number, or one for each.
         stride: frames from one output to the next.
         dilations: one dilated branch for each.
         residual: add the input, through a 1x1 convolution where shapes differ.
@@ -286,7 +301,7 @@ class MSTCN(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        kernel_size: int | Sequence[int] = 3,
         stride: int = 1,
         dilations: Sequence[int] = (1, 2, 3, 4),
         residual: bool = True,
@@ -301,7 +316,8 @@ class MSTCN(nn.Module):
             raise UserError(
                 f"MSTCN has {num_branches} branches, found {out_channels} output channels; give at least one each"
             )
-        if kernel_size % 2 == 0:
+        sizes = [kernel_size] * len(dilations) if isinstance(kernel_size, int) else kernel_size
+        if any(size % 2 == 0 for size in sizes):
             raise UserError(
                 f"kernel_size is {kernel_size}; an even kernel cannot be centred on a frame, use an odd one"
             )
@@ -310,10 +326,8 @@ class MSTCN(nn.Module):
             return [nn.Conv2d(in_channels, channels, 1, (stride, 1)), nn.BatchNorm2d(channels)]
 
         self.branches = nn.ModuleList(
-            nn.Sequential(
-                *entry(width), nn.ReLU(inplace=True), TemporalConv(width, width, kernel_size, stride, dilation)
-            )
-            for dilation in dilations
+            nn.Sequential(*entry(width), nn.ReLU(inplace=True), TemporalConv(width, width, size, stride, dilation))
+            for size, dilation in zip(sizes, dilations, strict=True)
         )
         pool = nn.MaxPool2d((3, 1), (stride, 1), (1, 0))
         self.branches.append(nn.Sequential(*entry(width), nn.ReLU(inplace=True), pool, nn.BatchNorm2d(width)))
