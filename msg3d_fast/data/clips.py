@@ -1,0 +1,159 @@
+"""A labelled set of skeleton clips, checked when it is made."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..errors import UserError
+from ..graph import Layout
+from .ragged import CHUNK_ROWS, Ragged
+
+CHANNELS = {"xy": 2, "xys": 3, "xyz": 3}  # s: confidence
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipSet(Ragged):
+    """N labelled clips of one skeleton; `keypoint`, `num_person`, `total_frames` and `offsets` as in `Ragged`.
+
+    Args:
+        label: int64 (N,), class of each clip, 0 to num_classes - 1.
+        frame_dir: str (N,), id of each clip.
+        label_names: one name per class.
+        layout: the skeleton, V joints.
+        splits: bool (N,) masks by name.
+        channels: what the C channels are: "xy", "xys" (s = confidence) or "xyz".
+        img_shape: int (N, 2) = (h, w) in pixels, or None if the clips do not say.
+        missing: number of joints that held NaN or infinity and became missing (all channels 0).
+        notes: what the reader of the file found worth saying, one line each.
+        name: what messages call the set.
+
+    Raises:
+        UserError: arrays that do not fit together, a clip without frames, a label out of range.
+    """
+
+    label: np.ndarray
+    frame_dir: np.ndarray
+    label_names: tuple[str, ...]
+    layout: Layout
+    splits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    channels: str = "xy"
+    img_shape: np.ndarray | None = None
+    missing: int = 0
+    notes: tuple[str, ...] = ()
+    name: str = "clips"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "label", np.asarray(self.label, np.int64))
+        self._check()
+
+    def _check(self) -> None:
+        num, shape = len(self.num_person), self.keypoint.shape
+        if self.channels not in CHANNELS:
+            raise self._error(f"channels are {self.channels!r}, expected one of {', '.join(CHANNELS)}")
+        if len(shape) != 3 or shape[2] != CHANNELS[self.channels] or self.keypoint.dtype.kind != "f":
+            found = f"{self.keypoint.dtype} array of shape {shape}"
+            raise self._error(f"keypoint is a {found}, expected floats (rows, V, {CHANNELS[self.channels]})")
+        if shape[1] != self.layout.num_joints:
+            raise self._error(
+                f"clips have {shape[1]} joints, layout {self.layout.name!r} has {self.layout.num_joints}; "
+                "name the layout of the clips"
+            )
+        per_clip = {"total_frames": self.total_frames, "label": self.label, "frame_dir": self.frame_dir}
+        per_clip |= {f"split {name!r}": mask for name, mask in self.splits.items()}
+        if self.img_shape is not None:
+            per_clip["img_shape"] = self.img_shape
+        for what, array in per_clip.items():
+            if len(array) != num:
+                raise self._error(f"{what} has {len(array)} entries for {num} clips; every clip needs one")
+        for what, array in (("num_person", self.num_person), ("total_frames", self.total_frames)):
+            if num and array.min() < 1:
+                raise self._error(f"clip {self.frame_dir[array.argmin()]} has {what} {array.min()}, expected 1 or more")
+        if num and (self.offsets.min() < 0 or (self.offsets + self.num_rows).max() > shape[0]):
+            rows = (self.offsets + self.num_rows).max()
+            raise self._error(f"clips need {rows} rows of num_person * total_frames, keypoint has {shape[0]}")
+        bad = np.flatnonzero((self.label < 0) | (self.label >= self.num_classes))
+        if len(bad):
+            raise self._error(
+                f"clip {self.frame_dir[bad[0]]} has label {self.label[bad[0]]}, expected 0 to {self.num_classes - 1} "
+                f"for {self.num_classes} classes; {len(bad)} of {num} labels are out of range"
+            )
+
+    def _error(self, what: str) -> UserError:
+        return UserError(f"{self.name}: {what}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.label_names)
+
+    def subset(self, which: str | np.ndarray) -> "ClipSet":
+        """The clips of a split (by name), of a bool mask or of an index array; shares `keypoint`.
+
+        Raises:
+            UserError: no such split, or nothing in it.
+        """
+        if isinstance(which, str):
+            if which not in self.splits:
+                raise self._error(f"has no split {which!r}; {self._splits_there_are()}")
+            chosen = np.flatnonzero(self.splits[which])
+            if not len(chosen):
+                raise self._error(f"split {which!r} is empty; {self._splits_there_are()}")
+        else:
+            which = np.asarray(which)
+            chosen = np.flatnonzero(which) if which.dtype == bool else which.astype(np.int64)
+            if not len(chosen):
+                raise self._error(f"an empty selection of its {len(self)} clips; select at least one")
+        return replace(
+            self,
+            num_person=self.num_person[chosen],
+            total_frames=self.total_frames[chosen],
+            offsets=self.offsets[chosen],
+            label=self.label[chosen],
+            frame_dir=self.frame_dir[chosen],
+            splits={name: mask[chosen] for name, mask in self.splits.items()},
+            img_shape=None if self.img_shape is None else self.img_shape[chosen],
+        )
+
+    def _splits_there_are(self) -> str:
+        found = ", ".join(f"{name} ({int(np.sum(mask))} clips)" for name, mask in self.splits.items())
+        return f"splits there are: {found}" if found else "it has no splits: name no split to use all clips"
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the poses, labels, ids, splits and skeleton; the same in file and memory."""
+        digest = hashlib.sha256()
+        for part in (self.layout.joint_names, self.layout.inward, self.layout.center, self.label_names, self.channels):
+            digest.update(repr(part).encode())
+        arrays = {"num_person": self.num_person, "total_frames": self.total_frames, "label": self.label}
+        arrays |= {f"split_{name}": np.packbits(mask) for name, mask in sorted(self.splits.items())}
+        if self.img_shape is not None:
+            arrays["img_shape"] = np.asarray(self.img_shape, np.int64)
+        for name, array in arrays.items():
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        digest.update("\n".join(self.frame_dir.tolist()).encode())
+        digest.update(str(self.keypoint.dtype).encode())
+        for rows in self.row_runs():
+            digest.update(np.ascontiguousarray(self.keypoint[rows]))
+        return digest.hexdigest()
+
+    def row_runs(self) -> list[slice]:
+        """Row ranges that hold the clips in order: neighbours joined, none longer than a chunk."""
+        runs: list[slice] = []
+        for start, count in zip(self.offsets.tolist(), self.num_rows.tolist(), strict=True):
+            if runs and runs[-1].stop == start and start + count - runs[-1].start <= CHUNK_ROWS:
+                runs[-1] = slice(runs[-1].start, start + count)
+            else:
+                runs.append(slice(start, start + count))
+        return runs
+
+
+def clean(keypoint: np.ndarray) -> int:
+    """Turn joints with NaN or infinite channels into missing ones (all channels 0), in place; returns how many."""
+    missing = 0
+    for first in range(0, len(keypoint), CHUNK_ROWS):
+        rows = keypoint[first : first + CHUNK_ROWS]
+        bad = ~np.isfinite(rows).all(-1)
+        rows[bad] = 0
+        missing += int(bad.sum())
+    return missing
