@@ -61,8 +61,8 @@ class DataConfig:
     test_split: str | None = option("val", "split of the final test; null: every clip")
     stream: Literal["j", "b", "jm", "bm"] = option("j", "joint, bone, joint motion or bone motion")
     clip_len: int = option(100, "frames sampled from each clip", at_least=1)
-    normalize: Literal["auto", "2d", "3d", "none"] = option(
-        "auto", "how poses are normalised; auto: by the data's channels"
+    normalize: Literal["auto", "2d", "3d", "box", "none"] = option(
+        "auto", "by image size, body axes or clip box; auto: what the data allow"
     )
     semantics: Literal["mmaction2", "pyskl"] = option("mmaction2", "whose normalisation where upstreams differ")
     augment: AugmentConfig = field(default_factory=AugmentConfig)

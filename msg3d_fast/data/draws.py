@@ -60,15 +60,15 @@ class PhiloxDraws:
 
     Args:
         seed: any int; its low 64 bits count.
-        epoch: int >= 0.
+        epoch: int >= 0, one for all samples or one for each.
         samples: int (B,), number of each sample within the data set.
         purpose: keeps apart the draws that different steps make for the same sample.
     """
 
-    def __init__(self, seed: int, epoch: int, samples: np.ndarray, purpose: int = 0) -> None:
+    def __init__(self, seed: int, epoch: int | np.ndarray, samples: np.ndarray, purpose: int = 0) -> None:
         self._key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
         self._samples = np.asarray(samples).astype(np.uint64)
-        self._epoch = np.uint64(epoch)
+        self._epoch = np.broadcast_to(np.asarray(epoch).astype(np.uint64), self._samples.shape)
         self._purpose = np.uint64(purpose)
         self._used = np.zeros(len(self._samples), np.uint64)  # blocks of four words that each sample has drawn
 
@@ -76,7 +76,7 @@ class PhiloxDraws:
         blocks = -(-count // 4)
         block = self._used[rows, None] + np.arange(blocks, dtype=np.uint64)
         self._used[rows] += np.uint64(blocks)
-        words = philox((block, self._samples[rows, None], self._epoch, self._purpose), self._key)
+        words = philox((block, self._samples[rows, None], self._epoch[rows, None], self._purpose), self._key)
         return np.stack(words, axis=-1).reshape(len(rows), -1)[:, :count]
 
     def integers(self, high: np.ndarray, rows: np.ndarray) -> np.ndarray:

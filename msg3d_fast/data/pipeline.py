@@ -83,12 +83,12 @@ class Pipeline:
     def __len__(self) -> int:
         return len(self.clipset)
 
-    def batch(self, indices: np.ndarray, epoch: int = 0) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: np.ndarray, epoch: int | np.ndarray = 0) -> tuple[Tensor, Tensor]:
         """Samples of the set, ready for the network.
 
         Args:
             indices: int (B,), positions in the set.
-            epoch: numbers the passes over the set; training draws differ from epoch to epoch.
+            epoch: number of the pass over the set, int or int (B,); training draws differ from pass to pass.
 
         Returns:
             float32 (B, num_clips, M, clip_len, V, C) and int64 labels (B,).
