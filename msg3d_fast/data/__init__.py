@@ -2,6 +2,20 @@
 
 from .augment import Augment
 from .clips import ClipSet
+from .formats import open_dataset
 from .pipeline import Pipeline
+from .prepare import prepare
+from .store import check_store, open_store, write_store
+from .synthetic import synthetic
 
-__all__ = ["Augment", "ClipSet", "Pipeline"]
+__all__ = [
+    "Augment",
+    "ClipSet",
+    "Pipeline",
+    "check_store",
+    "open_dataset",
+    "open_store",
+    "prepare",
+    "synthetic",
+    "write_store",
+]

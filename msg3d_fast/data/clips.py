@@ -120,8 +120,9 @@ class ClipSet(Ragged):
         found = ", ".join(f"{name} ({int(np.sum(mask))} clips)" for name, mask in self.splits.items())
         return f"splits there are: {found}" if found else "it has no splits: name no split to use all clips"
 
-    def fingerprint(self) -> str:
-        """sha256 (hex) of the poses, labels, ids, splits and skeleton; the same in file and memory."""
+    def fingerprint(self, dtype: np.dtype | None = None) -> str:
+        """sha256 (hex) of poses, labels, ids, splits and skeleton; with `dtype`, as once they are stored in it."""
+        dtype = dtype or self.keypoint.dtype
         digest = hashlib.sha256()
         for part in (self.layout.joint_names, self.layout.inward, self.layout.center, self.label_names, self.channels):
             digest.update(repr(part).encode())
@@ -132,9 +133,9 @@ class ClipSet(Ragged):
         for name, array in arrays.items():
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         digest.update("\n".join(self.frame_dir.tolist()).encode())
-        digest.update(str(self.keypoint.dtype).encode())
+        digest.update(str(dtype).encode())
         for rows in self.row_runs():
-            digest.update(np.ascontiguousarray(self.keypoint[rows]))
+            digest.update(np.ascontiguousarray(self.keypoint[rows], dtype))
         return digest.hexdigest()
 
     def row_runs(self) -> list[slice]:

@@ -1,0 +1,69 @@
+"""One door to every kind of data set."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..graph import Layout
+from .annotations import read_annotations
+from .clips import ClipSet
+from .npz import read_npz
+from .store import open_store
+from .synthetic import synthetic
+
+EMBEDDED = Path(__file__).parent / "embedded" / "pck_body25.npz"
+
+
+def open_dataset(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    layout: str | Layout | Mapping[str, Any] | None = None,
+    channels: str | None = None,
+    skipped: list[str] | None = None,
+) -> ClipSet:
+    """Open a data set by path or name; the kind is told from the content.
+
+    Args:
+        path: an annotation pickle, a ragged `.npz`, the folder of a store, "embedded" (665 clips of 20 held postures,
+            OpenPose BODY_25, splits block_train and block_test) or "synthetic" (splits train and val).
+        split: keep only the clips of this split.
+        layout: the skeleton, where the file does not tell it.
+        channels: "xy", "xys" (with confidence) or "xyz", where the file does not tell.
+        skipped: receives one line for each clip of a pickle that cannot be used; without it such a clip is an error.
+
+    Raises:
+        UserError: no such file, not one of these kinds, damaged, or clips that do not fit together.
+    """
+    clips = _open(path, layout, channels, skipped)
+    return clips if split is None else clips.subset(split)
+
+
+def _open(
+    path: str | Path,
+    layout: str | Layout | Mapping[str, Any] | None,
+    channels: str | None,
+    skipped: list[str] | None,
+) -> ClipSet:
+    if path == "embedded":
+        return read_npz(EMBEDDED)
+    if path == "synthetic":
+        return synthetic(layout or "coco")
+    path = Path(path)
+    if path.is_dir():
+        return open_store(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}; give a .pkl, an .npz, the folder of a store, "
+            "embedded or synthetic"
+        ) from None
+    if start[:2] == b"PK":
+        return read_npz(path, layout=layout, channels=channels)
+    if start[:1] == b"\x80" or (start and path.suffix in (".pkl", ".pickle")):
+        return read_annotations(path, layout=layout, channels=channels, skipped=skipped)
+    found = f"starts with {start!r}" if start else "is empty"
+    raise UserError(f"{path}: {found}, expected an annotation pickle or a ragged .npz; fetch or write it again")
