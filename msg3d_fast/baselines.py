@@ -12,7 +12,7 @@ from .data import Pipeline
 
 def pose_features(pipeline: Pipeline) -> np.ndarray:
     """Every clip as one row: its normalised poses at evenly spread frames, flattened; float64 (N, M * T * V * C)."""
-    x, _ = pipeline.batch(np.arange(len(pipeline.clipset)), 0)
+    x, _ = pipeline.batch(np.arange(len(pipeline)), 0)
     return x.flatten(1).double().numpy()
 
 

@@ -116,6 +116,9 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     command.add_argument("source", help="annotation .pkl, ragged .npz or store folder")
     command.add_argument("destination", help="folder of the new store")
+    command.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    command.add_argument("--channels", choices=("xy", "xys", "xyz"), help="where the file does not tell them")
+    command.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="of the stored joints")
     _checkpoint_verbs(
         verb("checkpoint", None, "Look at a checkpoint, or convert it.", "msg3d-fast checkpoint info best.ckpt")
     )
@@ -197,9 +200,29 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from . import data
+    from .progress import Progress
 
-    clips = data.prepare(options.source, options.destination)
-    print(f"wrote {options.destination}: {len(clips)} clips")
+    with Progress(f"preparing {options.destination}", 1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance(done - bar.done)
+
+        clips = data.prepare(
+            options.source,
+            options.destination,
+            dtype=options.dtype,
+            layout=options.layout,
+            channels=options.channels,
+            progress=progress,
+        )
+    for note in clips.notes:
+        print(note)
+    splits = ", ".join(f"{name} {int(mask.sum())}" for name, mask in clips.splits.items())
+    print(
+        f"wrote {options.destination}: {len(clips)} clips, {clips.num_classes} classes, layout {clips.layout.name}, "
+        f"channels {clips.channels}, splits {splits or 'none'}, fingerprint {clips.fingerprint()[:12]}"
+    )
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:

@@ -125,7 +125,7 @@ def predict_scores(
     """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    number = len(pipeline.clipset)
+    number = len(pipeline)
     scores = np.zeros((number, model.cls_head.fc.out_features))
     own = np.arange(number)[distributed.rank() :: distributed.world_size()]
     samples = max(1, batch_size // pipeline.num_clips)

@@ -34,7 +34,7 @@ def open_clips(config: Config) -> data.ClipSet:
         raise UserError(
             "data.path: none given; add --data.path=FILE (.pkl, .npz, a store folder, embedded or synthetic)"
         )
-    clips = data.open_dataset(config.data.path)
+    clips = data.open_dataset(config.data.path, layout=config.model.layout)
     if config.model.layout is not None:
         layout = get_layout(config.model.layout)
         if layout.num_joints != clips.layout.num_joints:
@@ -61,7 +61,7 @@ def person_slots(config: Config, clips: data.ClipSet) -> int:
 def build_model(config: Config, clips: data.ClipSet, backend: str) -> Recognizer:
     """A network for these clips, initialised from torch's global generator or from `model.checkpoint`.
 
-    A checkpoint may have been trained on other classes: the classifier is then left as initialised.
+    A checkpoint may have been trained on another number of classes: the classifier then starts afresh.
 
     Raises:
         UserError: the checkpoint's network is another one than the configuration's.
@@ -74,17 +74,14 @@ def build_model(config: Config, clips: data.ClipSet, backend: str) -> Recognizer
     wanted["backend"] = backend
     model = Recognizer(**wanted)
     if config.model.checkpoint is not None:
-        start = load_checkpoint(config.model.checkpoint, backend=backend)
+        start = load_checkpoint(config.model.checkpoint, backend=backend, num_classes=wanted["num_classes"])
         for key in ("layout", "in_channels", "base_channels", "num_gcn_scales", "num_g3d_scales", "num_person"):
             if start.hparams[key] != model.hparams[key]:
                 raise UserError(
                     f"checkpoint {config.model.checkpoint}: its network has {key} {start.hparams[key]}, model.{key} is "
                     f"{model.hparams[key]}; set --model.{key} to the checkpoint's, or choose another checkpoint"
                 )
-        weights = start.state_dict()
-        if start.hparams["num_classes"] != model.hparams["num_classes"]:
-            weights = {key: value for key, value in weights.items() if not key.startswith("cls_head.")}
-        model.load_state_dict({**model.state_dict(), **weights})
+        return start.train()
     return model
 
 

@@ -46,8 +46,8 @@ class Progress:
         self.done += steps
         now = time.monotonic()
         if self._bar:
-            self._bar.update(self._task, completed=self.done, fields=fields)
-        elif not self._quiet and now - self._spoken >= self.interval:
+            self._bar.update(self._task, completed=self.done, total=self.total, fields=fields)
+        elif not self._quiet and steps and now - self._spoken >= self.interval:
             self._spoken = now
             left = (now - self._start) / (self.done - self._first) * (self.total - self.done)
             print(

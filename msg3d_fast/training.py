@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import distributed, evaluation, visualize
-from .checkpoint import load_checkpoint, load_file, save_checkpoint, save_file
+from .checkpoint import load_checkpoint, load_file, save_checkpoint
 from .config import Config
 from .errors import UserError
 from .experiment import build_model, choose_backend, make_pipeline, open_clips, person_slots
@@ -125,11 +125,12 @@ class Trainer:
         self._local = torch.zeros(
             3, dtype=torch.float64
         )  # this process's part of the epoch's sums since they were added up
+        for note in clips.notes:
+            self._say(note)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         self._say(
-            f"{config.data.path}: {len(self.train.clipset)} clips to train and {len(self.test.clipset)} to test on, "
-            f"{clips.num_classes} classes, layout {clips.layout.name}, {clips.missing} joints cleaned, "
-            f"fingerprint {self.fingerprint[:12]}"
+            f"training on {self.train.description}; testing on {len(self.test)}; {clips.num_classes} classes, "
+            f"{clips.missing} joints cleaned, fingerprint {self.fingerprint[:12]}"
         )
         self._say(
             f"{parameters:.2f} M parameters, backend {backend} on {device}, {world} process(es){note and '; ' + note}"
@@ -216,13 +217,13 @@ class Trainer:
 
     def _load(self, batch: np.ndarray) -> list[tuple[np.ndarray, Tensor, Tensor]]:
         """This process's micro-batches of a step: sample indices, clips (n, 1, M, T, V, C), labels (n,)."""
-        number, t = len(self.train.clipset), self.config.train
+        number, t = len(self.train), self.config.train
         parts = micro_batches(batch, distributed.rank(), distributed.world_size(), t.micro_batch)
         passes = self.position.epoch * t.repeat
         return [(part % number, *self.train.batch(part % number, passes + part // number)) for part in parts]
 
     def _order(self, epoch: int) -> np.ndarray:
-        number, repeat = len(self.train.clipset), self.config.train.repeat
+        number, repeat = len(self.train), self.config.train.repeat
         return epoch_order(number, repeat, self.config.seed, epoch, distributed.world_size())
 
     def _gather(self) -> None:
@@ -234,19 +235,13 @@ class Trainer:
 
     def _save(self) -> None:
         if self.folder.writes:
-            content = {
-                "format": "msg3d_fast",
-                "version": 1,
-                "hparams": self.model.hparams,
-                "state_dict": self.model.state_dict(),
-                "training": {
-                    "config": asdict(self.config),
-                    "fingerprint": self.fingerprint,
-                    "optimizer": self.optimizer.state_dict(),
-                    "position": asdict(self.position),
-                },
+            training = {
+                "config": asdict(self.config),
+                "fingerprint": self.fingerprint,
+                "optimizer": self.optimizer.state_dict(),
+                "position": asdict(self.position),
             }
-            save_file(content, self.folder / "last.ckpt")
+            save_checkpoint(self.model, self.folder / "last.ckpt", training=training)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         path, training = self.folder / "last.ckpt", saved.get("training")

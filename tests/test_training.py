@@ -1,0 +1,214 @@
+"""The training loop: schedule, order, shares, exact resume, and what may not be lost."""
+
+import csv
+import json
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import config, settings, start, write_clips
+
+from msg3d_fast import training
+from msg3d_fast.checkpoint import load_checkpoint, load_file
+from msg3d_fast.errors import UserError
+from msg3d_fast.run_folder import RunFolder
+
+FILES = {
+    "config.yaml",
+    "log.csv",
+    "last.ckpt",
+    "best.ckpt",
+    "metrics.json",
+    "scores.npz",
+    "curves.png",
+    "confusion.png",
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
+
+
+@pytest.fixture(scope="module")
+def finished(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    training.train(config(clips), folder)
+    return folder
+
+
+def same_state(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = (load_file(folder / "last.ckpt") for folder in (one, other))
+    assert same_state(a["state_dict"], b["state_dict"])
+    assert same_state(a["training"]["optimizer"], b["training"]["optimizer"])
+    positions = [state["training"]["position"] for state in (a, b)]
+    assert timeless(positions[0]["history"]) == timeless(positions[1]["history"])
+    assert same_state(load_file(one / "best.ckpt")["state_dict"], load_file(other / "best.ckpt")["state_dict"])
+
+
+def test_an_epoch_takes_every_clip_as_often_as_asked() -> None:
+    order = training.epoch_order(10, 3, seed=1, epoch=2)
+    assert sorted(order) == list(range(30))
+    assert (order == training.epoch_order(10, 3, seed=1, epoch=2)).all()
+    assert (order != training.epoch_order(10, 3, seed=1, epoch=3)).any()
+    assert (order != training.epoch_order(10, 3, seed=2, epoch=2)).any()
+    padded = training.epoch_order(10, 3, seed=1, epoch=2, multiple=4)
+    assert len(padded) == 32
+    assert (padded[:30] == order).all()
+    assert (padded[30:] == order[:2]).all()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_share_a_batch_without_overlap(world_size: int) -> None:
+    batch = np.random.default_rng(0).permutation(32)
+    shares = [training.micro_batches(batch, rank, world_size, 4) for rank in range(world_size)]
+    assert (np.concatenate([part for share in shares for part in share]) == batch).all()
+    assert {len(part) for share in shares for part in share} == {4}
+    assert [len(part) for part in training.micro_batches(np.arange(10), 0, 1, 4)] == [4, 3, 3]
+
+
+def test_run_folder_is_complete(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == FILES | {".lock"}
+    rows = list(csv.DictReader((finished / "log.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert all(0 <= float(row["val_top1"]) <= 1 for row in rows)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["num_samples"] == 9
+    assert metrics["num_clips"] == 3
+    assert {"top1", "top5", "mean_class", "backend", "seconds"} <= metrics.keys()
+    with np.load(finished / "scores.npz") as scores:
+        assert scores["ids"].tolist() == [f"clip{i:02d}" for i in range(0, 26, 3)]
+        np.testing.assert_allclose(scores["scores"].sum(1), 1, rtol=1e-5)
+        assert (scores["scores"].argmax(1) == scores["labels"]).mean() == pytest.approx(metrics["top1"])
+    for name in ("curves.png", "confusion.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_learning_rates_are_those_of_the_schedule(finished: Path) -> None:
+    steps = 3 * 5  # 17 clips twice in batches of 8
+    rows = list(csv.DictReader((finished / "log.csv").open()))
+    expected = [training.cosine_lr(0.1, step, steps) for step in (4, 9, 14)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(expected, rel=1e-12)
+
+
+def test_weights_decay_everywhere(clips: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        trainer = training.Trainer(config(clips), folder, torch.device("cpu"))
+    (group,) = trainer.optimizer.param_groups
+    assert len(group["params"]) == len(list(trainer.model.parameters()))
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (5e-4, 0.9, True)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(clips: Path, tmp_path: Path) -> None:
+    gradients = []
+    for micro_batch in (8, 3):
+        run = config(clips, f"--train.micro_batch={micro_batch}", "--model.tcn_dropout=0", "--train.lr=0")
+        with RunFolder(tmp_path / str(micro_batch)) as folder:
+            trainer = training.Trainer(run, folder, torch.device("cpu"))
+            trainer.model.eval()  # batch statistics would differ
+            trainer._step(trainer._load(np.arange(8)), 8)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_same_seed_same_run(clips: Path, finished: Path, tmp_path: Path) -> None:
+    training.train(config(clips), tmp_path / "again")
+    assert_same_run(finished, tmp_path / "again")
+
+
+def test_killed_run_goes_on_bit_for_bit(clips: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    arguments = ["train", "--config", "custom", "--run-dir", str(folder), *settings(clips)]
+    process = start(*arguments)
+    while not (folder / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    position = load_file(folder / "last.ckpt")["training"]["position"]
+    assert (position["epoch"], position["step"]) < (3, 0), "the run ended before it was killed"
+    training.train(config(clips), folder)
+    assert_same_run(finished, folder)
+
+
+def test_finished_run_is_only_tested(clips: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (finished / "last.ckpt").read_bytes()
+    monkeypatch.setattr(training.Trainer, "_step", lambda *_: pytest.fail("trained again"))
+    training.train(config(clips, "--test.num_clips=1"), finished)
+    assert (finished / "last.ckpt").read_bytes() == before
+    assert json.loads((finished / "metrics.json").read_text())["num_clips"] == 1
+
+
+def test_best_is_replaced_by_better_only(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tops = iter([0.5, 0.5, 0.4])
+    saved = []
+    monkeypatch.setattr(training.evaluation, "metrics_of", lambda *_: {"top1": next(tops)})
+    monkeypatch.setattr(training, "save_checkpoint", lambda model, path, **_: saved.append(path.name))
+    with RunFolder(tmp_path / "run") as folder:
+        training.Trainer(config(clips), folder, torch.device("cpu")).run()
+    assert saved.count("best.ckpt") == 1
+    assert saved.index("best.ckpt") < 5  # in the first epoch
+
+
+def test_resuming_asks_for_the_same_settings_and_data(clips: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr=0\.1, now train\.lr=0\.2"):
+        training.train(config(clips, "--train.lr=0.2"), finished)
+    with pytest.raises(UserError, match=r"model\.base_channels=6, now model\.base_channels=12"):
+        training.train(config(clips, "--model.base_channels=12"), finished)
+    other = write_clips(tmp_path / "other.npz", label=(np.arange(26) + 1) % 4)
+    with pytest.raises(UserError, match="fingerprint"):
+        training.train(config(other), finished)
+
+
+def test_one_run_at_a_time(clips: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run"), pytest.raises(UserError, match="another run is writing"):
+        training.train(config(clips), tmp_path / "run")
+    with RunFolder(tmp_path / "run"):
+        pass  # the lock is gone with its holder
+
+
+def test_non_finite_loss_names_place_and_clips(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cross_entropy = training.evaluation.cross_entropy
+
+    def broken(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+        losses = cross_entropy(logits, labels, smoothing)
+        return torch.where(labels == 2, losses * float("nan"), losses)
+
+    monkeypatch.setattr(training.evaluation, "cross_entropy", broken)
+    with pytest.raises(UserError, match=r"not finite at epoch 1, iteration \d+, in \d+ clips \(clip\d\d") as caught:
+        training.train(config(clips), tmp_path / "run")
+    named = [word.strip(",()") for word in str(caught.value).split() if word.strip(",()").startswith("clip0")]
+    assert all(int(name[4:]) % 4 == 2 for name in named)
+
+
+def test_fine_tuning_starts_from_a_checkpoint(clips: Path, finished: Path, tmp_path: Path) -> None:
+    trained = load_checkpoint(finished / "best.ckpt").state_dict()
+    run = config(clips, f"--model.checkpoint={finished / 'best.ckpt'}")
+    with RunFolder(tmp_path / "same") as folder:
+        trainer = training.Trainer(run, folder, torch.device("cpu"))
+    assert same_state(dict(trainer.model.state_dict()), dict(trained))
+    with RunFolder(tmp_path / "more") as folder:
+        wider = replace(run, model=replace(run.model, num_classes=7))
+        trainer = training.Trainer(wider, folder, torch.device("cpu"))
+    assert trainer.model.cls_head.fc.out_features == 7
+    assert torch.equal(trainer.model.backbone.data_bn.weight, trained["backbone.data_bn.weight"])
+    wrong = replace(run, model=replace(run.model, base_channels=12))
+    with pytest.raises(UserError, match=r"base_channels 6, model\.base_channels is 12"):
+        training.train(wrong, tmp_path / "wider")
