@@ -1,0 +1,64 @@
+// The three passes on the CPU, in either order of evaluation. The caller checks, allocates and lends its threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../../gemm/gemm.h"
+#include "../../parallel.h"
+#include "../plan.h"
+#include "../problem.h"
+
+namespace msg3d::ms_g3d {
+
+// plan.shared_bytes once and plan.worker_bytes for each worker of the pool, both aligned to kAlignment; contents do not
+// matter.
+struct Workspace {
+  std::byte* shared;
+  std::byte* workers;
+};
+
+template <typename T>
+struct Call {
+  const Problem& problem;
+  const Plan& plan;
+  const Gemm<T>& gemm;
+  const Inputs<T>& in;
+  const Workspace& workspace;
+  const Pool& pool;
+};
+
+namespace project_first {
+template <typename T>
+void forward(const Call<T>& call, T* y);
+template <typename T>
+void backward_input(const Call<T>& call, T* grad_x);
+template <typename T>
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients);
+}  // namespace project_first
+
+namespace aggregate_first {
+template <typename T>
+void forward(const Call<T>& call, T* y);
+template <typename T>
+void backward_input(const Call<T>& call, T* grad_x);
+template <typename T>
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients);
+}  // namespace aggregate_first
+
+template <typename T>
+void forward(const Call<T>& call, T* y) {
+  call.plan.order == Order::kProjectFirst ? project_first::forward(call, y) : aggregate_first::forward(call, y);
+}
+template <typename T>
+void backward_input(const Call<T>& call, T* grad_x) {
+  call.plan.order == Order::kProjectFirst ? project_first::backward_input(call, grad_x)
+                                          : aggregate_first::backward_input(call, grad_x);
+}
+template <typename T>
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients) {
+  call.plan.order == Order::kProjectFirst ? project_first::backward_parameters(call, gradients)
+                                          : aggregate_first::backward_parameters(call, gradients);
+}
+
+}  // namespace msg3d::ms_g3d

@@ -1,0 +1,350 @@
+// Project-first: each frame is projected once, each window is one matrix product. One panel of output channels at a
+// time.
+//
+//     Z[f,(u,k),o]    = sum_c x[f,u,c] weight[o,k,c]                                  a frame is (V*K) x width,
+//     contiguous y[t,(w,v),o]    = bias[o] + sum_{w',(u,k)} A[k,(w,v),(w',u)] Z[t*s + w'*d - p,(u,k),o] dZ[f,(u,k),o]
+//     = sum_{t,w': t*s + w'*d - p = f} sum_{(w,v)} A[k,(w,v),(w',u)] gy[t,(w,v),o] grad_x[f,u,c]   = sum_{k,o}
+//     dZ[f,(u,k),o] weight[o,k,c] grad_weight     = sum_{f,u} dZ[f,(u,k),o] x[f,u,c] grad_A          = sum_{t,o}
+//     gy[t,(w,v),o] Z[t*s + w'*d - p,(u,k),o]
+//
+// Z and dZ exist for the frames of one step only. Parameter gradients are partial sums per task, added in the order of
+// the tasks. Frames in the padding are zeros in Z, so every window has tau equal segments.
+#include "pack.h"
+
+namespace msg3d::ms_g3d::project_first {
+namespace {
+
+// Z of a run of frames of one clip, for one panel. Moving forward keeps the frames that overlap.
+template <typename T>
+class ProjectedFrames {
+ public:
+  ProjectedFrames(const Call<T>& call, const T* weight_panel, T* buffer)
+      : call_(call), weight_(weight_panel), buffer_(buffer) {}
+
+  // Frames [first, last) of clip n; outside [0, T) zeros.
+  const T* move_to(int64_t n, int64_t first, int64_t last) {
+    const int64_t frame = call_.problem.V * call_.problem.K * call_.plan.width;
+    int64_t kept = 0;
+    if (n == clip_ && first >= first_ && first < last_) {
+      kept = std::min(last_, last) - first;
+      std::memmove(buffer_, buffer_ + (first - first_) * frame, kept * frame * sizeof(T));
+    }
+    const int64_t missing = first + kept;
+    const int64_t inside = std::clamp<int64_t>(0, missing, last), end = std::clamp(call_.problem.T, inside, last);
+    zero(buffer_ + kept * frame, (inside - missing) * frame);
+    if (end > inside) project(n, inside, end, buffer_ + (inside - first) * frame);
+    zero(buffer_ + (end - first) * frame, (last - end) * frame);
+    clip_ = n, first_ = first, last_ = last;
+    return buffer_;
+  }
+
+ private:
+  void project(int64_t n, int64_t first, int64_t last, T* z) const {
+    const Problem& p = call_.problem;
+    const int64_t width = call_.plan.width;
+    for (int64_t k = 0; k < p.K; ++k) {
+      PanelProduct<T> product{};
+      product.rows = (last - first) * p.V, product.columns = width;
+      product.segments = 1, product.depth = p.C;
+      product.a = call_.in.x + (n * p.T + first) * p.V * p.C, product.a_row = p.C, product.a_depth = 1;
+      product.b = weight_ + k * p.C * width, product.b_depth = width;
+      product.c = z + k * width, product.c_row = p.K * width;
+      call_.gemm.product(product);
+    }
+  }
+
+  const Call<T>& call_;
+  const T* weight_;
+  T* buffer_;
+  int64_t clip_ = -1, first_ = 0, last_ = 0;
+};
+
+// A -> (R, tau, (u,k)): one row per destination node.
+template <typename T>
+void pack_adjacency(const Call<T>& call, T* to) {
+  const Problem& p = call.problem;
+  for_each_task(call.pool, p.nodes(), [&](int, int64_t node) {
+    T* row = to + node * p.nodes() * p.K;
+    for (int64_t source = 0; source < p.nodes(); ++source) {
+      for (int64_t k = 0; k < p.K; ++k) *row++ = call.in.A.at(k, node, source);
+    }
+  });
+}
+
+// A -> (tau, (u,k), R): its transpose, one row per source.
+template <typename T>
+void pack_adjacency_by_source(const Call<T>& call, T* to) {
+  const Problem& p = call.problem;
+  for_each_task(call.pool, p.nodes(), [&](int, int64_t source) {
+    T* row = to + source * p.K * p.nodes();
+    for (int64_t k = 0; k < p.K; ++k) {
+      for (int64_t node = 0; node < p.nodes(); ++node) *row++ = call.in.A.at(k, node, source);
+    }
+  });
+}
+
+// weight -> (panels, input panels, (k,o), width of c): the projection's transpose.
+template <typename T>
+void pack_weight_by_input(const Call<T>& call, T* to) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width, input_panels = ceil_div(p.C, width);
+  for_each_task(call.pool, call.plan.panels * input_panels, [&](int, int64_t task) {
+    const int64_t first_o = task / input_panels * width, first_c = task % input_panels * width;
+    T* row = to + task * p.K * width * width;
+    for (int64_t k = 0; k < p.K; ++k) {
+      for (int64_t o = first_o; o < first_o + width; ++o, row += width) {
+        for (int64_t j = 0; j < width; ++j) {
+          row[j] = o < p.O && first_c + j < p.C ? call.in.weight.at(o, k, first_c + j) : T(0);
+        }
+      }
+    }
+  });
+}
+
+// gy of windows [first, last) of clip n -> (windows, R, width) of one panel.
+template <typename T>
+void pack_gy(const Call<T>& call, int64_t n, int64_t first, int64_t last, int64_t panel, T* to) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width, R = p.nodes();
+  const T* from = call.in.gy + (n * p.windows() + first) * R * p.O + panel * width;
+  pack_rows(from, p.O, (last - first) * R, std::min(width, p.O - panel * width), width, to);
+}
+
+// dZ of frames [first, last) of clip n, for one panel; `gy` holds that panel of the windows from `first_window` on.
+template <typename T>
+void adjoint_frames(const Call<T>& call, const T* adjacency, const T* gy, int64_t first_window, int64_t first,
+                    int64_t last, T* grad_z) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width, R = p.nodes(), J = p.V * p.K;
+  for (int64_t f = first; f < last; ++f) {
+    // The slots w' in which a window shows this frame are evenly spaced, and so are their windows.
+    int64_t slot[2] = {0, 0}, window[2] = {0, 0}, count = 0;
+    for (int64_t w = 0; w < p.window; ++w) {
+      const int64_t start = f + p.padding() - w * p.dilation;
+      if (start < 0 || start % p.stride != 0 || start / p.stride >= p.windows()) continue;
+      if (count < 2) slot[count] = w, window[count] = start / p.stride;
+      ++count;
+    }
+    PanelProduct<T> product{};
+    product.rows = J, product.columns = width;
+    product.segments = count, product.depth = R;
+    product.a = adjacency + slot[0] * J * R, product.a_row = R, product.a_depth = 1;
+    product.a_segment = (slot[1] - slot[0]) * J * R;
+    product.b = gy + (count ? window[0] - first_window : 0) * R * width, product.b_depth = width;
+    product.b_segment = (window[1] - window[0]) * R * width;
+    product.c = grad_z + (f - first) * J * width, product.c_row = width;
+    call.gemm.product(product);
+  }
+}
+
+// grad_A of one step of windows: partial (tau, node panels, (u,k), width of (w,v)) += Z gy^T.
+template <typename T>
+void add_grad_A(const Call<T>& call, int64_t n, int64_t first, int64_t last, int64_t panel, const T* z, T* gy_by_node,
+                T* partial) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width, R = p.nodes(), J = p.V * p.K, node_panels = ceil_div(R, width);
+  const int64_t outputs = std::min(width, p.O - panel * width), windows = last - first;
+  for (int64_t q = 0; q < node_panels; ++q) {  // gy -> (node panels, windows, o, width of (w,v))
+    for (int64_t t = 0; t < windows; ++t) {
+      const T* from = call.in.gy + ((n * p.windows() + first + t) * R + q * width) * p.O + panel * width;
+      T* to = gy_by_node + (q * windows + t) * width * width;
+      const int64_t nodes = std::min(width, R - q * width);
+      for (int64_t o = 0; o < outputs; ++o) {
+        for (int64_t j = 0; j < nodes; ++j) to[o * width + j] = from[j * p.O + o];
+        for (int64_t j = nodes; j < width; ++j) to[o * width + j] = T(0);
+      }
+    }
+  }
+  for (int64_t w = 0; w < p.window; ++w) {
+    for (int64_t q = 0; q < node_panels; ++q) {
+      PanelProduct<T> product{};
+      product.rows = J, product.columns = width;
+      product.segments = windows, product.depth = outputs;
+      product.a = z + w * p.dilation * J * width, product.a_row = width, product.a_depth = 1;
+      product.a_segment = p.stride * J * width;
+      product.b = gy_by_node + q * windows * width * width, product.b_depth = width, product.b_segment = width * width;
+      product.c = partial + (w * node_panels + q) * J * width, product.c_row = width;
+      product.start = product.c, product.start_row = width;
+      call.gemm.product(product);
+    }
+  }
+}
+
+// grad_weight of one step of frames: partial (K, C, width of o) += x^T dZ.
+template <typename T>
+void add_grad_weight(const Call<T>& call, int64_t n, int64_t first, int64_t last, const T* grad_z, T* partial) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width;
+  for (int64_t k = 0; k < p.K; ++k) {
+    PanelProduct<T> product{};
+    product.rows = p.C, product.columns = width;
+    product.segments = 1, product.depth = (last - first) * p.V;
+    product.a = call.in.x + (n * p.T + first) * p.V * p.C, product.a_row = 1, product.a_depth = p.C;
+    product.b = grad_z + k * width, product.b_depth = p.K * width;
+    product.c = partial + k * p.C * width, product.c_row = width;
+    product.start = product.c, product.start_row = width;
+    call.gemm.product(product);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void forward(const Call<T>& call, T* y) {
+  const Problem& p = call.problem;
+  const Plan& plan = call.plan;
+  const int64_t width = plan.width, R = p.nodes(), J = p.V * p.K;
+  Arena shared(call.workspace.shared);
+  T* weight = shared.take<T>(plan.shared.weight);
+  T* adjacency = shared.take<T>(plan.shared.adjacency);
+  T* bias = shared.take<T>(plan.shared.bias);
+  pack_weight(call, weight);
+  pack_adjacency(call, adjacency);
+  pack_bias(call, bias);
+
+  for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
+    const int64_t panel = task % plan.panels, chunk = task / plan.panels % plan.chunks;
+    const int64_t n = task / plan.panels / plan.chunks;
+    const int64_t end = p.windows() * (chunk + 1) / plan.chunks;
+    Arena arena = worker_arena(call, worker);
+    ProjectedFrames<T> frames(call, weight + panel * p.K * p.C * width, arena.take<T>(plan.worker.z));
+    for (int64_t first = p.windows() * chunk / plan.chunks; first < end; first += plan.window_step) {
+      const int64_t windows = std::min(plan.window_step, end - first);
+      const T* z = frames.move_to(n, p.first_frame(first), p.first_frame(first) + p.frames_of(windows));
+      for (int64_t t = 0; t < windows; ++t) {
+        PanelProduct<T> product{};
+        product.rows = R, product.columns = std::min(width, p.O - panel * width);
+        product.segments = p.window, product.depth = J;
+        product.a = adjacency, product.a_row = p.window * J, product.a_segment = J, product.a_depth = 1;
+        product.b = z + t * p.stride * J * width, product.b_segment = p.dilation * J * width, product.b_depth = width;
+        product.start = bias + panel * width;
+        product.c = y + (n * p.windows() + first + t) * R * p.O + panel * width, product.c_row = p.O;
+        call.gemm.product(product);
+      }
+    }
+  });
+}
+
+template <typename T>
+void backward_input(const Call<T>& call, T* grad_x) {
+  const Problem& p = call.problem;
+  const Plan& plan = call.plan;
+  const int64_t width = plan.width, input_panels = ceil_div(p.C, width);
+  Arena shared(call.workspace.shared);
+  T* weight = shared.take<T>(plan.shared.weight_by_input);
+  T* adjacency = shared.take<T>(plan.shared.adjacency);
+  pack_weight_by_input(call, weight);
+  pack_adjacency_by_source(call, adjacency);
+
+  for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
+    const int64_t n = task / plan.chunks, first = task % plan.chunks * plan.frame_step;
+    const int64_t last = std::min(first + plan.frame_step, p.T), rows = (last - first) * p.V;
+    const WindowRange windows = p.windows_touching(first, last);
+    Arena arena = worker_arena(call, worker);
+    T* grad_z = arena.take<T>(plan.worker.grad_z);
+    T* gy = arena.take<T>(plan.worker.gy);
+    T* tile = arena.take<T>(plan.worker.grad_x);  // (input panels, (f,u), width)
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
+      pack_gy(call, n, windows.first, windows.last, panel, gy);
+      adjoint_frames(call, adjacency, gy, windows.first, first, last, grad_z);
+      for (int64_t q = 0; q < input_panels; ++q) {
+        PanelProduct<T> product{};
+        product.rows = rows, product.columns = width;
+        product.segments = 1, product.depth = p.K * width;
+        product.a = grad_z, product.a_row = p.K * width, product.a_depth = 1;
+        product.b = weight + (panel * input_panels + q) * p.K * width * width, product.b_depth = width;
+        product.c = tile + q * rows * width, product.c_row = width;
+        product.start = panel ? product.c : nullptr, product.start_row = width;
+        call.gemm.product(product);
+      }
+    }
+    T* to = grad_x + (n * p.T + first) * p.V * p.C;
+    for (int64_t q = 0; q < input_panels; ++q) {
+      const int64_t columns = std::min(width, p.C - q * width);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(to + r * p.C + q * width, tile + (q * rows + r) * width, columns * sizeof(T));
+      }
+    }
+  });
+}
+
+template <typename T>
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients) {
+  const Problem& p = call.problem;
+  const Plan& plan = call.plan;
+  const int64_t width = plan.width, R = p.nodes(), J = p.V * p.K, node_panels = ceil_div(R, width);
+  const int64_t size_A = p.window * node_panels * J * width, size_weight = p.K * p.C * width;
+  Arena shared(call.workspace.shared);
+  T* weight = shared.take<T>(plan.shared.weight);
+  T* adjacency = shared.take<T>(plan.shared.adjacency);
+  T* partial_A = shared.take<T>(plan.shared.partial_A);
+  T* partial_weight = shared.take<T>(plan.shared.partial_weight);
+  T* partial_bias = shared.take<T>(plan.shared.partial_bias);
+  if (gradients.A) pack_weight(call, weight);
+  if (gradients.weight) pack_adjacency_by_source(call, adjacency);
+
+  const int64_t window_steps = ceil_div(p.windows(), plan.window_step), frame_steps = ceil_div(p.T, plan.frame_step);
+  for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
+    const int64_t panel = task % plan.panels, split = task / plan.panels;
+    Arena arena = worker_arena(call, worker);
+    T* z = arena.take<T>(plan.worker.z);
+    T* grad_z = arena.take<T>(plan.worker.grad_z);
+    T* gy = arena.take<T>(plan.worker.gy);
+    T* gy_by_node = arena.take<T>(plan.worker.gy_by_node);
+    if (gradients.A) {
+      T* partial = partial_A + task * size_A;
+      zero(partial, size_A);
+      ProjectedFrames<T> frames(call, weight + panel * size_weight, z);
+      const int64_t steps = p.N * window_steps;
+      for (int64_t step = steps * split / plan.splits; step < steps * (split + 1) / plan.splits; ++step) {
+        const int64_t n = step / window_steps, first = step % window_steps * plan.window_step;
+        const int64_t last = std::min(first + plan.window_step, p.windows());
+        frames.move_to(n, p.first_frame(first), p.first_frame(first) + p.frames_of(last - first));
+        add_grad_A(call, n, first, last, panel, z, gy_by_node, partial);
+      }
+    }
+    if (gradients.weight) {
+      T* partial = partial_weight + task * size_weight;
+      zero(partial, size_weight);
+      const int64_t steps = p.N * frame_steps;
+      for (int64_t step = steps * split / plan.splits; step < steps * (split + 1) / plan.splits; ++step) {
+        const int64_t n = step / frame_steps, first = step % frame_steps * plan.frame_step;
+        const int64_t last = std::min(first + plan.frame_step, p.T);
+        const WindowRange windows = p.windows_touching(first, last);
+        pack_gy(call, n, windows.first, windows.last, panel, gy);
+        adjoint_frames(call, adjacency, gy, windows.first, first, last, grad_z);
+        add_grad_weight(call, n, first, last, grad_z, partial);
+      }
+    }
+    if (gradients.bias) {
+      const int64_t rows = p.N * p.windows() * R, begin = rows * split / plan.splits;
+      sum_rows(call, begin, rows * (split + 1) / plan.splits, panel, partial_bias + task * width);
+    }
+  });
+
+  if (gradients.A) {
+    for_each_task(call.pool, p.window * node_panels, [&](int, int64_t block) {
+      T* sum = partial_A + block * J * width;
+      for (int64_t task = 1; task < plan.tasks; ++task) add(sum, sum + task * size_A, J * width);
+      const int64_t w = block / node_panels, first = block % node_panels * width, columns = std::min(width, R - first);
+      for (int64_t k = 0; k < p.K; ++k) {
+        for (int64_t j = 0; j < columns; ++j) {
+          T* to = gradients.A + (k * R + first + j) * R + w * p.V;
+          for (int64_t u = 0; u < p.V; ++u) to[u] = sum[(u * p.K + k) * width + j];
+        }
+      }
+    });
+  }
+  if (gradients.weight) reduce_weight(call, partial_weight, gradients.weight);
+  if (gradients.bias) reduce_bias(call, partial_bias, gradients.bias);
+}
+
+#define MSG3D_INSTANTIATE(T)                        \
+  template void forward(const Call<T>&, T*);        \
+  template void backward_input(const Call<T>&, T*); \
+  template void backward_parameters(const Call<T>&, const ParameterGradients<T>&);
+MSG3D_INSTANTIATE(float)
+MSG3D_INSTANTIATE(double)
+#undef MSG3D_INSTANTIATE
+
+}  // namespace msg3d::ms_g3d::project_first

@@ -1,0 +1,50 @@
+// Every operator of the library in one block, and the module that Python imports so that this block runs.
+//
+// Shapes, types and strides are checked by the functions registered here. Fake kernels and autograd stand in
+// msg3d_fast/ops.py.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "torch/info.h"
+#include "torch/ms_g3d.h"
+
+STABLE_TORCH_LIBRARY(msg3d_fast, m) {
+  m.def(
+      "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation)"
+      " -> Tensor");
+  m.def(
+      "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
+      " int window_dilation) -> Tensor");
+  m.def(
+      "ms_g3d_backward_parameters(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
+      " int window_dilation, bool need_A, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_A, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def(
+      "ms_g3d_plan(str pass_name, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
+      " int window_dilation, bool float64) -> str");
+  m.def("ms_g3d_set_order(str name) -> bool");
+  m.def("format_conversions() -> int");
+  m.def("info() -> str");
+  m.def("set_isa(str name) -> bool");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
+  m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::ms_g3d));
+  m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::ms_g3d_backward_input));
+  m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::ms_g3d_backward_parameters));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CompositeExplicitAutograd, m) {
+  m.impl("ms_g3d_plan", TORCH_BOX(&msg3d::binding::ms_g3d_plan));
+  m.impl("ms_g3d_set_order", TORCH_BOX(&msg3d::binding::ms_g3d_set_order));
+  m.impl("format_conversions", TORCH_BOX(&msg3d::binding::format_conversions));
+  m.impl("info", TORCH_BOX(&msg3d::binding::info));
+  m.impl("set_isa", TORCH_BOX(static_cast<bool (*)(std::string)>(&msg3d::binding::set_isa)));
+}
+
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}
