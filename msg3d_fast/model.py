@@ -15,6 +15,7 @@ MMAction2's. Sources: Liu et al., CVPR 2020, section 4.1; mmaction2 `projects/ms
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,36 +117,37 @@ class MSG3D(nn.Module):
         return x.unflatten(0, (N, M))
 
     def _check(self, x: Tensor) -> None:
-        V = self.layout.num_joints
-        if x.ndim != 5:
-            raise UserError(f"input has shape {tuple(x.shape)}, expected (clips, persons, frames, joints, channels)")
-        if x.shape[3] != V:
-            known = layouts_with(x.shape[3])
-            hint = f" ({' or '.join(known)}?)" if known else ""
-            raise UserError(
-                f"input has {x.shape[3]} joints{hint}, this model was built for {self.layout.name} with {V}; "
-                "convert the joints, or build or load a model for them"
-            )
-        if x.shape[4] != self.in_channels:
-            raise UserError(
-                f"input has {x.shape[4]} channels, this model was built for {self.in_channels}; "
-                "add or drop scores, or check the order (clips, persons, frames, joints, channels)"
-            )
-        if x.shape[1] != self.num_person:
-            raise UserError(
-                f"input has {x.shape[1]} persons, this model was built for num_person={self.num_person}; "
-                "pad with zeros or keep the first persons"
-            )
-        if x.dtype != self.data_bn.weight.dtype:
-            dtype = self.data_bn.weight.dtype
-            raise UserError(f"input is {x.dtype}, this model is {dtype}; convert the input with .to({dtype})")
-        if x.shape[2] < 1:
-            raise UserError("input has no frames; give at least one")
+        check_clips(x, self.layout, self.num_person, self.in_channels, self.data_bn.weight.dtype)
         if self.training and x.shape[0] * x.shape[2] == 1:
             raise UserError(
                 "one clip of one frame has no statistics to train batch normalisation on; "
                 "give more clips or frames, or call model.eval()"
             )
+
+
+def check_clips(x: Tensor, layout: Layout, num_person: int, in_channels: int, dtype: torch.dtype) -> None:
+    """Raise UserError unless `x` holds clips (N, num_person, T, V, in_channels) of `layout` and `dtype`."""
+    if x.ndim != 5:
+        raise UserError(f"input has shape {tuple(x.shape)}, expected (clips, persons, frames, joints, channels)")
+    V = layout.num_joints
+    if x.shape[3] != V:
+        known = layouts_with(x.shape[3])
+        hint = f" ({' or '.join(known)}?)" if known else ""
+        raise UserError(f"input has {x.shape[3]} joints{hint}, this model was built for {layout.name} with {V}")
+    if x.shape[4] != in_channels:
+        raise UserError(
+            f"input has {x.shape[4]} channels, this model was built for {in_channels}; "
+            "add or drop scores, or check the order (clips, persons, frames, joints, channels)"
+        )
+    if x.shape[1] != num_person:
+        raise UserError(
+            f"input has {x.shape[1]} persons, this model was built for num_person={num_person}; "
+            "pad with zeros or keep the first persons"
+        )
+    if x.dtype != dtype:
+        raise UserError(f"input is {x.dtype}, this model is {dtype}; convert one with .to(dtype)")
+    if x.shape[2] < 1:
+        raise UserError("input has no frames; give at least one")
 
 
 class GCNHead(nn.Module):
@@ -183,6 +185,7 @@ class Recognizer(nn.Module):
         UserError: an argument that no network can be built from; in forward, a clip that does not fit.
 
     `hparams` holds these arguments, the backend apart, as JSON can: `Recognizer(**model.hparams)` builds the like.
+    `source` is the format of the checkpoint that the weights came from, if they did.
     """
 
     def __init__(
@@ -212,6 +215,7 @@ class Recognizer(nn.Module):
             "tcn_dropout": tcn_dropout,
             "flavour": flavour,
         }
+        self.source: str | None = None
         self.hparams: dict[str, Any] = {
             "layout": layout.to_hparam(),
             "num_classes": num_classes,

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "msg3d_fast"
 
 # What a module of the package may import from the package. One that is not listed has no place in the picture yet.
 OPERATORS = {"_library", "errors", "reference", "ops"}
-MODEL = OPERATORS | {"graph", "modules", "model", "checkpoint"}
+MODEL = OPERATORS | {"graph", "modules", "model", "conversion", "checkpoint"}
 DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
 RUN = MODEL | DATA | SERVICES | {"experiment", "training", "evaluation", "baselines"}
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "graph": {"errors"},
     "modules": {"errors", "graph", "ops"},
     "model": {"errors", "graph", "modules", "ops"},
-    "checkpoint": {"errors", "graph", "model", "modules"},
+    "conversion": {"errors", "graph"},
+    "checkpoint": {"conversion", "errors", "graph", "model", "modules"},
     "data": DATA,
     **{name: {"errors"} for name in SERVICES},
     "baselines": DATA,
