@@ -10,8 +10,10 @@ person is found among all, and two give upstream's result.
 """
 
 import numpy as np
+import torch
 
 from ..graph import Layout
+from .half import widen
 from .normalize import Normalization
 from .ragged import Ragged
 
@@ -69,8 +71,9 @@ class Alignment(Normalization):
         visible = []  # one bool per row, in the order of the clips
         for part in clips.chunks():
             clip, person, frame = clips.index(part)
-            present = (np.abs(clips.keypoint[clips.row(clip, person, frame)]) > 1e-8).any((1, 2))
-            np.add.at(seen, (clip[present], person[present]), 1)
+            x = widen(clips.keypoint.take(clips.row(clip, person, frame), axis=0))
+            present = (np.abs(x) > 1e-8).any((1, 2))
+            seen += np.bincount((clip * people + person)[present], minlength=seen.size).reshape(seen.shape)
             visible.append(present)
         self._main = seen.argmax(1)
         self.active = seen.max(1) > 0
@@ -103,12 +106,10 @@ def rotate(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
     The terms are added in the order in which upstream's einsum adds them, so that results agree to the last bit.
     """
-    out = np.empty(x.shape, np.float64)
-    x = x.astype(np.float64)
-    for i in range(3):
-        row = turn[:, None, i]  # (R, 1, 3)
-        out[..., i] = (x[..., 0] * row[..., 0] + x[..., 2] * row[..., 2]) + x[..., 1] * row[..., 1]
-    return out
+    points = torch.from_numpy(x.astype(np.float64)).unsqueeze(3)  # (R, V, 3, 1)
+    turns = torch.from_numpy(turn.astype(np.float64)).unsqueeze(1)  # (R, 1, 3, 3)
+    term = [points[:, :, j] * turns[..., j] for j in range(3)]
+    return ((term[0] + term[2]) + term[1]).numpy()
 
 
 def rotation_onto(v: np.ndarray, unit: tuple[int, int, int]) -> np.ndarray:

@@ -15,6 +15,7 @@ from .align import Alignment, body_axes
 from .augment import Augment, check_mirror
 from .clips import ClipSet
 from .draws import PhiloxDraws
+from .half import widen
 from .normalize import BoxNormalization, ImageNormalization, Normalization
 from .sampling import check_semantics, sample_for_test, select_persons, uniform_sample
 from .streams import check_stream, stream_of
@@ -131,10 +132,10 @@ class Pipeline:
         if self.stream in ("jm", "bm"):
             following = self._normalized(clip, person, frame + ~last)
         x = stream_of(self.stream, x, following, last, self.clipset.layout, self._scored)
-        return x.astype(np.float32, copy=False)
+        return widen(x)
 
     def _normalized(self, clip: np.ndarray, person: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        return self._normal.apply(self.clipset.keypoint[self._normal.rows(clip, person, frame)], clip)
+        return self._normal.apply(self.clipset.keypoint.take(self._normal.rows(clip, person, frame), axis=0), clip)
 
     def _compute_all(self) -> np.ndarray:
         cache = np.empty((int(self._num_rows.sum()), *self.clipset.keypoint.shape[1:]), np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..graph import Layout
+from .half import mean, subtract, widen
 from .ragged import Ragged
 
 STREAMS = ("j", "b", "jm", "bm")
@@ -26,19 +27,19 @@ def check_stream(stream: str) -> str:
 
 def to_bone(x: np.ndarray, layout: Layout, scored: bool) -> np.ndarray:
     """Bones of joints x (..., V, C) as float32; `scored`: channel 2 is a confidence."""
-    child, parent = np.array(layout.bones).T
-    bone = np.zeros(x.shape, np.float32)
-    bone[..., child, :] = x[..., child, :] - x[..., parent, :]
+    parent_of = dict(layout.bones)
+    parents = x.take([parent_of[joint] for joint in range(layout.num_joints)], axis=-2)
+    bone = widen(subtract(x, parents))
     if scored:
-        bone[..., child, 2] = (x[..., child, 2] + x[..., parent, 2]) / 2
+        bone[..., 2] = mean(x[..., 2], parents[..., 2])
     return bone
 
 
 def to_motion(x: np.ndarray, following: np.ndarray, last: np.ndarray, scored: bool) -> np.ndarray:
     """Motion from rows x (R, V, C) to the rows `following` of the next frame; zero where `last` (R,) is True."""
-    motion = following - x
+    motion = subtract(following, x)
     if scored:
-        motion[..., 2] = (x[..., 2] + following[..., 2]) / 2
+        motion[..., 2] = mean(x[..., 2], following[..., 2])
     motion[last] = 0
     return motion
 
