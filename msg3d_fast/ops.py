@@ -1,17 +1,29 @@
-"""The front door of the operators: autocast, the choice of the backend, then the operator itself."""
+"""The front door of the operators: checks, autocast, choice of backend; what torch must know of the native ones.
+
+    y[n,o,t,w,v] = bias[o] + sum_k sum_c weight[o,k,c] * sum_{w',u} A[k,(w,v),(w',u)] * x[n,c, t*s + w'*d - p, u]
+
+The native operators stand in csrc/library.cpp; here are their fake kernels (shapes for tracing) and gradients. The
+backward pass keeps only the inputs and computes again what it needs.
+"""
 
 import os
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import reference
+from . import _library, reference
 from .errors import UserError
 
 BACKENDS = ("native", "reference", "emulated")
 
 
 def resolve_backend(name: str | None) -> str:
-    """Return the backend that `name` stands for; None means $MSG3D_BACKEND, else native."""
+    """Return the backend that `name` stands for; None means $MSG3D_BACKEND, else native.
+
+    Raises:
+        UserError: there is no such backend.
+    """
     chosen = name or os.environ.get("MSG3D_BACKEND") or "native"
     if chosen not in BACKENDS:
         raise UserError(f"backend is {chosen!r}; expected one of {', '.join(BACKENDS)}")
@@ -19,8 +31,8 @@ def resolve_backend(name: str | None) -> str:
 
 
 def format_conversions() -> int:
-    """Return how many inputs were not channels_last and had to be copied."""
-    return 0
+    """Return how many activations and gradients were not channels_last and had to be copied since the import."""
+    return torch.ops.msg3d_fast.format_conversions() if _library.available() else 0
 
 
 def ms_g3d(
@@ -34,11 +46,195 @@ def ms_g3d(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Multi-scale graph convolution over windows of frames: x (N, C, T, V) -> (N, O, T_out, tau*V)."""
-    resolve_backend(backend)
-    return reference.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
+    """Multi-scale graph convolution over windows of frames.
+
+        y[n,o,t,w,v] = bias[o] + sum_k sum_c weight[o,k,c] * sum_{w',u} A[k,(w,v),(w',u)] * x[n,c, t*s + w'*d - p, u]
+
+    with p = ((tau-1)*d)//2, and frames outside the clip zero. Nodes (w, v) are numbered w*V + v.
+
+    Args:
+        x: (N, C, T, V), float32 or float64. Taken as it is if its memory is channels_last; anything else is copied,
+            which `format_conversions` counts.
+        A: (K, tau*V, tau*V), `A[k, destination, source]`; dense, the learned residual already added; any strides.
+        weight: (O, K, C), the 1x1 convolution's (O, K*C, 1, 1) seen scale-major; any strides.
+        bias: (O,) or None.
+        window_size: tau, frames in a window.
+        window_stride: s, frames from one window to the next.
+        window_dilation: d, frames from one slot of a window to the next.
+        backend: `native`, `reference`, `emulated`, or None for $MSG3D_BACKEND, else native. Never a silent fallback.
+
+    Returns:
+        (N, O, T_out, tau*V) with T_out = (T + 2p - d*(tau-1) - 1)//s + 1; channels_last from the native backend.
+
+    Raises:
+        UserError: a size, type or device that does not fit, or a backend that is not there.
+
+    Memory and determinism: the native backend materialises no tensor of scales or windows, forwards or backwards; its
+    workspace does not grow with N or T. Results repeat bit for bit, for any number of threads. Under autocast it runs
+    in float32 and returns float32, whatever autocast's type. Gradients cannot be differentiated again.
+
+    Equivalent to `reference.ms_g3d`.
+    """
+    chosen = resolve_backend(backend)
+    if chosen == "emulated":
+        raise UserError("backend 'emulated' was not built into this version: use 'native' or 'reference'")
+    if chosen == "native":
+        _library.require()
+        if x.device.type not in ("cpu", "meta"):
+            raise UserError(
+                f"ms_g3d: x is on {x.device}; this version has native kernels for the CPU only: move the model and its "
+                "input with .cpu(), or use backend='reference'"
+            )
+        if x.is_cpu and torch.is_autocast_enabled("cpu"):
+            x, A, weight, bias = _widened(x), _widened(A), _widened(weight), _widened(bias)
+        if x.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"ms_g3d: x is {_name(x.dtype)}; expected float32 or float64: convert it with .float(), or run under "
+                "torch.autocast"
+            )
+    _check(x, A, weight, bias, window_size, window_stride, window_dilation)
+    if chosen == "reference":
+        return reference.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
+    return torch.ops.msg3d_fast.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
 
 
 def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    """Multi-scale graph convolution frame by frame, the case tau = s = d = 1: x (N, C, T, V) -> (N, O, T, V)."""
+    """Multi-scale graph convolution frame by frame: `ms_g3d` with tau = s = d = 1.
+
+        y[n,o,t,v] = bias[o] + sum_k sum_c weight[o,k,c] * sum_u A[k,v,u] * x[n,c,t,u]
+
+    Args:
+        x: (N, C, T, V), float32 or float64.
+        A: (K, V, V), `A[k, destination, source]`.
+        weight: (O, K, C), scale-major.
+        bias: (O,) or None.
+        backend: as in `ms_g3d`.
+
+    Returns:
+        (N, O, T, V).
+
+    Raises:
+        UserError: as `ms_g3d`.
+
+    Equivalent to `reference.ms_gcn`.
+    """
     return ms_g3d(x, A, weight, bias, window_size=1, backend=backend)
+
+
+def _widened(tensor: Tensor | None) -> Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _check(
+    x: Tensor,
+    A: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window_size: int,
+    window_stride: int,
+    window_dilation: int,
+) -> tuple[int, int]:
+    """Return (T_out, tau*V), or raise what csrc/torch/ms_g3d.cpp raises, in the same words."""
+
+    def fail(words: str) -> None:
+        raise UserError(f"ms_g3d: {words}")
+
+    counts = {"window_size": window_size, "window_stride": window_stride, "window_dilation": window_dilation}
+    for argument, value in counts.items():
+        if value < 1:
+            fail(f"{argument} is {value}; expected at least 1")
+    if x.dim() != 4:
+        fail(f"x has shape {_shape(x)}; expected (N, C, T, V): fold persons into N, one row per clip")
+    _, C, T, V = x.shape
+    if C == 0 or T == 0 or V == 0:
+        fail(f"x has shape {_shape(x)}; expected (N, C, T, V) with at least one channel, frame and joint")
+    nodes = window_size * V
+    if A.dim() != 3 or A.shape[0] == 0 or A.shape[1] != nodes or A.shape[2] != nodes:
+        fail(
+            f"A has shape {_shape(A)}; expected (K, {nodes}, {nodes}), destination before source, for window_size "
+            f"{window_size} and the {V} joints of x: build it for this window and layout"
+        )
+    K = A.shape[0]
+    if weight.dim() != 3 or weight.shape[0] == 0 or weight.shape[1] != K or weight.shape[2] != C:
+        fail(
+            f"weight has shape {_shape(weight)}; expected (O, {K}, {C}) for the {K} scales of A and the {C} channels "
+            "of x: view the 1x1 convolution's weight as (O, K, C)"
+        )
+    span = window_dilation * (window_size - 1)
+    room = T + 2 * (span // 2) - span - 1
+    if room < 0:
+        fail(
+            f"x has {T} frames; expected at least 2 for window_size {window_size} and window_dilation "
+            f"{window_dilation}: pad x or use an odd window_size"
+        )
+    for argument, tensor in {"A": A, "weight": weight, "bias": bias}.items():
+        if tensor is None:
+            continue
+        if argument == "bias" and (tensor.dim() != 1 or tensor.shape[0] != weight.shape[0]):
+            fail(
+                f"bias has shape {_shape(tensor)}; expected ({weight.shape[0]},) for the output channels of weight, "
+                "or None"
+            )
+        if tensor.dtype != x.dtype:
+            fail(f"{argument} is {_name(tensor.dtype)}; expected {_name(x.dtype)} like x: convert it with .to(x.dtype)")
+        if tensor.device != x.device:
+            fail(f"{argument} is on {tensor.device}; expected {x.device} like x: move it with .to(x.device)")
+    return room // window_stride + 1, nodes
+
+
+def _channels_last_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window: int) -> Tensor:
+    T_out, nodes = _check(x, A, weight, bias, *window)
+    return _channels_last_like(x, (x.shape[0], weight.shape[0], T_out, nodes))
+
+
+def _fake_backward_input(gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window: int) -> Tensor:
+    _check(x, A, weight, None, *window)
+    return _channels_last_like(x, x.shape)
+
+
+def _fake_backward_parameters(
+    gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window_and_needs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, A, weight, None, *window_and_needs[:3])
+    shapes = (A.shape, weight.shape, weight.shape[:1])
+    grads = [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, window_and_needs[3:], strict=True)]
+    return grads[0], grads[1], grads[2]
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, A, weight, _, *ctx.window = inputs
+    ctx.save_for_backward(x, A, weight)
+
+
+def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    x, A, weight = ctx.saved_tensors
+    need_x, *needs = ctx.needs_input_grad[:4]
+    native = torch.ops.msg3d_fast
+    grad_x = native.ms_g3d_backward_input(gy, x, A, weight, *ctx.window) if need_x else None
+    grads = native.ms_g3d_backward_parameters(gy, x, A, weight, *ctx.window, *needs) if any(needs) else (None,) * 3
+    return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("ms_g3d: the native backend has no second derivatives; use backend='reference'")
+
+
+if _library.available():
+    torch.library.register_fake("msg3d_fast::ms_g3d", _fake)
+    torch.library.register_fake("msg3d_fast::ms_g3d_backward_input", _fake_backward_input)
+    torch.library.register_fake("msg3d_fast::ms_g3d_backward_parameters", _fake_backward_parameters)
+    torch.library.register_autograd("msg3d_fast::ms_g3d", _backward, setup_context=_save_inputs)
+    torch.library.register_autograd("msg3d_fast::ms_g3d_backward_input", _no_second_derivative)
+    torch.library.register_autograd("msg3d_fast::ms_g3d_backward_parameters", _no_second_derivative)

@@ -62,7 +62,6 @@ ms_g3d::Problem check_inputs(const Tensor& x, const Tensor& A, const Tensor& wei
   check_count("window_stride", window_stride);
   check_count("window_dilation", window_dilation);
 
-  check(x.is_cpu(), "x is not on the CPU; expected a CPU tensor: move it with .cpu(), or pass backend=\"reference\"");
   const ScalarType type = x.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Double, "x is ", name(type),
         "; expected float32 or float64: convert it with .float(), or run under torch.autocast");
@@ -85,7 +84,6 @@ ms_g3d::Problem check_inputs(const Tensor& x, const Tensor& A, const Tensor& wei
         " and window_dilation ", window_dilation, ": pad x or use an odd window_size");
 
   const auto check_like_x = [&](const char* argument, const Tensor& tensor) {
-    check(tensor.is_cpu(), argument, " is not on x's device; move it with .to(x.device)");
     check(tensor.scalar_type() == type, argument, " is ", name(tensor.scalar_type()), "; expected ", name(type),
           " like x: convert it with .to(x.dtype)");
   };
@@ -103,8 +101,8 @@ void check_gy(const Tensor& gy, const Tensor& x, const ms_g3d::Problem& p) {
   check(gy.dim() == 4 && gy.size(0) == p.N && gy.size(1) == p.O && gy.size(2) == p.windows() && gy.size(3) == p.nodes(),
         "gy has shape ", shape(gy), "; expected the output's (", p.N, ", ", p.O, ", ", p.windows(), ", ", p.nodes(),
         ")");
-  check(gy.is_cpu() && gy.scalar_type() == x.scalar_type(), "gy is ", name(gy.scalar_type()), "; expected ",
-        name(x.scalar_type()), " like x: convert it with .to(x.dtype)");
+  check(gy.scalar_type() == x.scalar_type(), "gy is ", name(gy.scalar_type()), "; expected ", name(x.scalar_type()),
+        " like x: convert it with .to(x.dtype)");
 }
 
 // ---- Memory

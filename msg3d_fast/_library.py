@@ -1,0 +1,140 @@
+"""Finds the native library, or says in one line why it is not there; what was built, and what runs on this machine.
+
+MSG3D_ISA     avx512, avx2, portable: the instruction set of the CPU kernels (default: the widest that the machine has)
+MSG3D_ORDER   project_first, aggregate_first: the order of evaluation of ms_g3d (default: the one with fewer operations)
+"""
+
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+
+_BUILD_INFO = Path(__file__).with_name("_build_info.json")
+ORDERS = ("auto", "project_first", "aggregate_first")
+
+
+class LibraryUnavailable(UserError, RuntimeError):
+    """The native library cannot be used here; the message says why and what to do."""
+
+
+def _build_info() -> dict[str, object]:
+    """What setup.py wrote down when it built, or failed to find a compiler."""
+    try:
+        return json.loads(_BUILD_INFO.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def set_isa(name: str) -> None:
+    """Choose the instruction set of the CPU kernels: `auto`, or one of `info()["supported_isas"]`.
+
+    Raises:
+        UserError: this binary or this machine has no such instruction set.
+    """
+    if not torch.ops.msg3d_fast.set_isa(name):
+        supported = json.loads(torch.ops.msg3d_fast.info())["supported_isas"]
+        raise UserError(f"instruction set is {name!r}; expected auto or one that this machine has: {supported}")
+
+
+def set_order(name: str) -> None:
+    """Choose the order of evaluation of ms_g3d: `auto`, `project_first` or `aggregate_first`.
+
+    Raises:
+        UserError: there is no such order.
+    """
+    if not torch.ops.msg3d_fast.ms_g3d_set_order(name):
+        raise UserError(f"order of evaluation is {name!r}; expected one of {', '.join(ORDERS)}")
+
+
+def _load() -> str | None:
+    """Load the library and apply the environment; the reason if that is not possible."""
+    try:
+        import_module(f"{__package__}._C")
+    except ImportError as error:
+        if not Path(__file__).with_name("_C.abi3.so").exists():
+            reason = _build_info().get("reason", "it was never built: pip install . in the source folder")
+            return f"the native library of msg3d_fast is missing: {reason}; or use backend='reference'"
+        return (
+            f"the native library of msg3d_fast does not load into torch {torch.__version__}: "
+            f"{str(error).splitlines()[0]}; install msg3d_fast again, or use backend='reference'"
+        )
+    try:
+        set_isa(os.environ.get("MSG3D_ISA") or "auto")
+        set_order(os.environ.get("MSG3D_ORDER") or "auto")
+    except UserError as error:
+        return f"MSG3D_ISA or MSG3D_ORDER in the environment is wrong: {error}"
+    return None
+
+
+_reason = _load()
+
+
+def available() -> bool:
+    """Return whether the native backend can be used."""
+    return _reason is None
+
+
+def require() -> None:
+    """Do nothing where the native library is loaded.
+
+    Raises:
+        LibraryUnavailable: it is not; one line says what is missing and how to get it.
+    """
+    if _reason is not None:
+        raise LibraryUnavailable(_reason)
+
+
+def info() -> dict[str, object]:
+    """Return what was built and what runs here.
+
+    Returns:
+        `available` and, if not, `reason`; from the build `torch`, `isas`, `cuda` (in words), `cuda_archs`; from the
+        binary `isa` in use, `supported_isas`, `compiler` and `cuda_runtime`: null without CUDA code, else versions,
+        CUDA's error code (35 or 100 without a GPU) and the devices with whether the binary holds code for each.
+    """
+    facts: dict[str, object] = {"available": available(), "reason": _reason, **_build_info()}
+    if available():
+        binary = json.loads(torch.ops.msg3d_fast.info())
+        facts |= {"isa": binary["isa"], "supported_isas": binary["supported_isas"].split()}
+        facts |= {"compiler": binary["compiler"], "cuda_runtime": binary["cuda"]}
+    return facts
+
+
+def plan(
+    x_shape: tuple[int, int, int, int],
+    num_scales: int,
+    out_channels: int,
+    window_size: int = 1,
+    window_stride: int = 1,
+    window_dilation: int = 1,
+    *,
+    direction: str = "forward",
+    float64: bool = False,
+) -> dict[str, object]:
+    """Return how ms_g3d would evaluate a problem on this machine: order, steps, workspace, and the count that decided.
+
+    Args:
+        x_shape: (N, C, T, V).
+        num_scales: K.
+        out_channels: O.
+        window_size: tau.
+        window_stride: s.
+        window_dilation: d.
+        direction: `forward`, `backward_input` or `backward_parameters`.
+        float64: for double instead of float32.
+
+    Returns:
+        `order` and whether it was `forced`; `project_first_macs` and `aggregate_first_macs` of the forward pass, the
+        smaller of which decides; `isa`, `panel_width`, `tasks`, steps; `shared_bytes` and, per thread, `worker_bytes`.
+
+    Raises:
+        LibraryUnavailable: without the native library.
+        RuntimeError: the sizes describe no problem.
+    """
+    require()
+    sizes = (*x_shape, num_scales, out_channels, window_size, window_stride, window_dilation)
+    return json.loads(torch.ops.msg3d_fast.ms_g3d_plan(direction, *sizes, float64))
