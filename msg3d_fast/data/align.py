@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ..graph import Layout
-from .half import widen
-from .normalize import Normalization
+from .half import subtract, widen
+from .normalize import Normalization, hide, per_row
 from .ragged import Ragged
 
 ZAXIS, XAXIS = (0, 1), (8, 4)  # upstream's: spine base to spine middle; left to right shoulder of nturgb+d
@@ -53,6 +53,7 @@ class Alignment(Normalization):
         everyone = np.arange(len(clips))
         first = clips.keypoint[self.rows(everyone, 0 * everyone, 0 * everyone)]  # (N, V, 3)
         self.body_center = np.where((self.active & align_center)[:, None], first[:, center], first.dtype.type(0))
+        self._origin = per_row(self.body_center, clips.num_joints, first.dtype)
         self._turns: list[np.ndarray] = []
         first = self._centred(first, everyone)
         for pair, unit in ((zaxis, (0, 0, 1)), (xaxis, (1, 0, 0))):
@@ -91,8 +92,10 @@ class Alignment(Normalization):
         return self.clips.row(clip, source, self._kept[self._first_kept[clip] + frame])
 
     def _centred(self, x: np.ndarray, clip: np.ndarray) -> np.ndarray:
-        present = (x != 0).any(-1, keepdims=True)
-        return (x - self.body_center[clip][:, None]) * present
+        absent = (x[..., 0] == 0) & (x[..., 1] == 0) & (x[..., 2] == 0)
+        y = subtract(x.reshape(len(x), -1), self._origin.take(clip, 0)).reshape(x.shape)
+        hide(y, absent, channels=3)
+        return y
 
     def apply(self, x: np.ndarray, clip: np.ndarray) -> np.ndarray:
         x = self._centred(x, clip)

@@ -17,6 +17,7 @@ from .clips import ClipSet
 from .draws import PhiloxDraws
 from .half import widen
 from .normalize import BoxNormalization, ImageNormalization, Normalization
+from .ragged import CHUNK_ROWS
 from .sampling import check_semantics, sample_for_test, select_persons, uniform_sample
 from .streams import check_stream, stream_of
 
@@ -121,8 +122,12 @@ class Pipeline:
             x[~np.broadcast_to(filled, shape)] = 0
             return x
         x = np.zeros((*shape, *self.clipset.keypoint.shape[1:]), np.float32)
-        wanted = np.broadcast_to(filled, shape)
-        x[wanted] = self._compute(*(np.broadcast_to(part, shape)[wanted] for part in (clip, person, frame)))
+        rows = x.reshape(-1, *x.shape[4:])
+        wanted = np.flatnonzero(np.broadcast_to(filled, shape))
+        which = [np.broadcast_to(part, shape).reshape(-1)[wanted] for part in (clip, person, frame)]
+        for first in range(0, len(wanted), CHUNK_ROWS):
+            part = slice(first, first + CHUNK_ROWS)
+            rows[wanted[part]] = self._compute(*(one[part] for one in which))
         return x
 
     def _compute(self, clip: np.ndarray, person: np.ndarray, frame: np.ndarray) -> np.ndarray:
