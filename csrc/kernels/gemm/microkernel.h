@@ -32,6 +32,8 @@ struct Microkernel {
   static constexpr int kLanes = Target::kVectorBytes / sizeof(T);
   static constexpr int kWidth = 2 * kLanes;
   static constexpr int kMaxRows = Target::kMaxRows;
+  // Long sums are added up in blocks: the error of one running sum grows with its length, to several times eager's.
+  static constexpr int64_t kBlock = 64;
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
   static inline __attribute__((always_inline)) Vector load(const T* p) {
@@ -47,18 +49,19 @@ struct Microkernel {
 
   template <int kRows>
   static void tile(const PanelProduct<T>& p, int64_t row) {
-    Vector lo[kRows], hi[kRows];
-    for (int i = 0; i < kRows; ++i) {
-      if (p.start) {
+    Vector lo[kRows] = {}, hi[kRows] = {};              // registers: the sum of the current block
+    Vector total_lo[kRows] = {}, total_hi[kRows] = {};  // memory: start and the blocks so far
+    if (p.start) {
+      for (int i = 0; i < kRows; ++i) {
         const T* start = p.start + (row + i) * p.start_row;
-        lo[i] = load(start);
-        hi[i] = load(start + kLanes);
-      } else {
-        lo[i] = hi[i] = Vector{};
+        total_lo[i] = load(start);
+        total_hi[i] = load(start + kLanes);
       }
     }
+    int64_t block = kBlock;
     for (int64_t s = 0; s < p.segments; ++s) {
       const T* a[kRows];
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         a[i] = p.a + (row + i) * p.a_row + s * p.a_segment;
         MSG3D_OPAQUE_POINTER(a[i]);
@@ -66,31 +69,46 @@ struct Microkernel {
       const T* b = p.b + s * p.b_segment;
       const int64_t a_depth = p.a_depth, b_depth = p.b_depth;
       int64_t offset = 0;
+      for (int64_t depth = p.depth; depth > 0;) {
+        const int64_t steps = depth < block ? depth : block;
 #pragma GCC unroll 4
-      for (int64_t d = p.depth; d > 0; --d) {
-        Vector b_lo = load(b), b_hi = load(b + kLanes);
-        MSG3D_KEEP_IN_REGISTER(b_lo);
-        MSG3D_KEEP_IN_REGISTER(b_hi);
+        for (int64_t d = steps; d > 0; --d) {
+          Vector b_lo = load(b), b_hi = load(b + kLanes);
+          MSG3D_KEEP_IN_REGISTER(b_lo);
+          MSG3D_KEEP_IN_REGISTER(b_hi);
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i) {
-          Vector value = broadcast(a[i][offset], std::make_index_sequence<kLanes>());
-          MSG3D_KEEP_IN_REGISTER(value);
-          lo[i] += value * b_lo;
-          hi[i] += value * b_hi;
+          for (int i = 0; i < kRows; ++i) {
+            Vector value = broadcast(a[i][offset], std::make_index_sequence<kLanes>());
+            MSG3D_KEEP_IN_REGISTER(value);
+            lo[i] += value * b_lo;
+            hi[i] += value * b_hi;
+          }
+          offset += a_depth;
+          b += b_depth;
         }
-        offset += a_depth;
-        b += b_depth;
+        depth -= steps;
+        block -= steps;
+        if (block == 0) {
+          block = kBlock;
+#pragma GCC unroll 16
+          for (int i = 0; i < kRows; ++i) {
+            total_lo[i] += lo[i], total_hi[i] += hi[i];
+            lo[i] = hi[i] = Vector{};
+          }
+        }
       }
     }
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       T* c = p.c + (row + i) * p.c_row;
+      const Vector sum_lo = total_lo[i] + lo[i], sum_hi = total_hi[i] + hi[i];
       if (p.columns == kWidth) {
-        __builtin_memcpy(c, &lo[i], sizeof(Vector));
-        __builtin_memcpy(c + kLanes, &hi[i], sizeof(Vector));
+        __builtin_memcpy(c, &sum_lo, sizeof(Vector));
+        __builtin_memcpy(c + kLanes, &sum_hi, sizeof(Vector));
       } else {
         T edge[kWidth];
-        __builtin_memcpy(edge, &lo[i], sizeof(Vector));
-        __builtin_memcpy(edge + kLanes, &hi[i], sizeof(Vector));
+        __builtin_memcpy(edge, &sum_lo, sizeof(Vector));
+        __builtin_memcpy(edge + kLanes, &sum_hi, sizeof(Vector));
         for (int64_t j = 0; j < p.columns; ++j) c[j] = edge[j];
       }
     }
