@@ -44,19 +44,19 @@ def read_annotations(
     """
     clips, splits = _parts(path, load_plain(path))
     key = "filename" if isinstance(clips[0], dict) and "filename" in clips[0] else "frame_dir"
-    shapes = Counter(x.shape[2:] for clip in clips if (x := _keypoint(clip)) is not None)
+    shapes = Counter(shape for clip in clips if (shape := _joints_and_channels(clip)) is not None)
     usual = shapes.most_common(1)[0][0] if shapes else ()
     usable, poses = [], []
     for i, clip in enumerate(clips):
         try:
             label, pose, image = _label(clip), _pose(clip, usual), _image_shape(clip)
         except _BadClip as reason:
-            name = clip.get(key, i) if isinstance(clip, dict) else i
+            name = _text(clip.get(key, i) if isinstance(clip, dict) else i)
             if skipped is None:
                 raise UserError(f"{path}: clip {name}: {reason}; correct it, or let prepare skip it") from None
             skipped.append(f"clip {name}: {reason}")
         else:
-            fields = {"frame_dir": str(clip.get(key, i)), "label": label, "img_shape": image}
+            fields = {"frame_dir": _text(clip.get(key, i)), "label": label, "img_shape": image}
             usable.append({"scored": "keypoint_score" in clip, "imaged": "img_shape" in clip, **fields})
             poses.append(pose)
     if not usable:
@@ -69,7 +69,7 @@ def _parts(path: Path, content: Any) -> tuple[list[Any], Mapping[str, Any]]:
     if isinstance(content, dict) and "annotations" in content:
         content, splits = content["annotations"], content.get("split") or {}
     if not isinstance(content, list) or not isinstance(splits, dict):
-        keys = f" with the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
+        keys = f" with the keys {', '.join(map(_text, list(content)[:5]))}" if isinstance(content, dict) else ""
         raise UserError(
             f"{path}: holds a {type(content).__name__}{keys}, expected annotations: a dict with 'split' and "
             "'annotations', or a list of clips"
@@ -79,9 +79,23 @@ def _parts(path: Path, content: Any) -> tuple[list[Any], Mapping[str, Any]]:
     return content, splits
 
 
-def _keypoint(clip: Any) -> np.ndarray | None:
+def _text(value: Any) -> str:
+    """An id or a name; damaged files hold all sorts of things in their place."""
+    return value if isinstance(value, str) else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.40}"
+    except (ValueError, RecursionError):  # an int with too many digits, lists in lists in lists
+        return f"<{type(value).__name__}>"
+
+
+def _joints_and_channels(clip: Any) -> tuple[int, int] | None:
     x = clip.get("keypoint") if isinstance(clip, dict) else None
-    return x.value if isinstance(x, Array) and x.value.ndim == 4 else None
+    if not isinstance(x, Array) or x.value.ndim != 4:
+        return None
+    return x.value.shape[2], x.value.shape[3] + ("keypoint_score" in clip)
 
 
 def _array(clip: dict, key: str, ndim: int) -> np.ndarray:
@@ -99,18 +113,18 @@ def _pose(clip: dict, usual: tuple[int, ...]) -> np.ndarray:
         hint = " (an index of skeletons that lie in other files?)" if "frame_inds" in clip else ""
         raise _BadClip(f"has no keypoint{hint}")
     x = _array(clip, "keypoint", 4)
-    if x.shape[2:] != usual:
-        found = f"{x.shape[2]} joints x {x.shape[3]} channels"
-        raise _BadClip(f"has {found}, most clips of the file have {usual[0]} x {usual[1]}")
     if "keypoint_score" in clip:
         score = _array(clip, "keypoint_score", 3)
         if score.shape != x.shape[:3] or x.shape[3] != 2:
             raise _BadClip(f"keypoint_score of shape {score.shape} does not fit keypoint of shape {x.shape}")
         x = np.concatenate([x, score[..., None]], -1)
+    if x.shape[2:] != usual:
+        found = f"{x.shape[2]} joints x {x.shape[3]} channels"
+        raise _BadClip(f"has {found}, most clips of the file have {usual[0]} x {usual[1]}")
     if x.shape[3] not in (2, 3) or 0 in x.shape:
         raise _BadClip(f"keypoint has the shape {x.shape}, expected persons, frames, joints and 2 or 3 channels")
     if clip.get("total_frames", x.shape[1]) != x.shape[1]:
-        raise _BadClip(f"total_frames is {clip['total_frames']!r:.20}, keypoint has {x.shape[1]} frames")
+        raise _BadClip(f"total_frames is {_shown(clip['total_frames'])}, keypoint has {x.shape[1]} frames")
     return x if x.dtype in (np.float16, np.float32) else x.astype(np.float32)
 
 
@@ -119,9 +133,9 @@ def _label(clip: Any) -> int:
         raise _BadClip(f"is a {type(clip).__name__}, expected a dict")
     label = clip.get("label")
     if isinstance(label, bool) or not isinstance(label, int):
-        raise _BadClip(f"label is {label!r:.40}, expected one class number")
+        raise _BadClip(f"label is {_shown(label)}, expected one class number")
     if not 0 <= label < 1 << 20:
-        raise _BadClip(f"label is {label}, expected a class number from 0")
+        raise _BadClip(f"label is {_shown(label)}, expected a class number from 0")
     return label
 
 
@@ -130,7 +144,7 @@ def _image_shape(clip: dict) -> tuple[int, int]:
     shape = tuple(shape.value.tolist()) if isinstance(shape, Array) else shape
     height_width = shape[:2] if isinstance(shape, tuple | list) else ()
     if len(height_width) < 2 or not all(isinstance(size, int) and size > 0 for size in height_width):
-        raise _BadClip(f"img_shape is {shape!r:.40}, expected (height, width) in pixels")
+        raise _BadClip(f"img_shape is {_shown(shape)}, expected (height, width) in pixels")
     return height_width
 
 
@@ -156,12 +170,12 @@ def _clip_set(
     known, notes, masks = set(frame_dir.tolist()), [], {}
     for name, ids in splits.items():
         if not isinstance(ids, list | tuple | set | frozenset):
-            raise UserError(f"{path}: split {name!r} is a {type(ids).__name__}, expected a list of clip ids")
-        wanted = {str(one) for one in ids}
-        masks[str(name)] = np.array([one in wanted for one in frame_dir.tolist()])
+            raise UserError(f"{path}: split {_text(name)!r} is a {type(ids).__name__}, expected a list of clip ids")
+        wanted = {_text(one) for one in ids}
+        masks[_text(name)] = np.array([one in wanted for one in frame_dir.tolist()])
         if absent := sorted(wanted - known):
             few = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-            notes.append(f"split {name!r}: {len(absent)} of its {len(wanted)} ids have no clip: {few}")
+            notes.append(f"split {_text(name)!r}: {len(absent)} of its {len(wanted)} ids have no clip: {few}")
     return ClipSet(
         missing=clean(keypoint),
         keypoint=keypoint,

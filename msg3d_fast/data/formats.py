@@ -63,7 +63,7 @@ def _open(
         ) from None
     if start[:2] == b"PK":
         return read_npz(path, layout=layout, channels=channels)
-    if start[:1] == b"\x80" or (start and path.suffix in (".pkl", ".pickle")):
+    if start[:1] in (b"\x80", b"(", b"]", b"}"):  # binary protocols, and what a list or dict starts with in older ones
         return read_annotations(path, layout=layout, channels=channels, skipped=skipped)
     found = f"starts with {start!r}" if start else "is empty"
     raise UserError(f"{path}: {found}, expected an annotation pickle or a ragged .npz; fetch or write it again")

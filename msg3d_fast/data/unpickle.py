@@ -26,7 +26,7 @@ class DType:
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?[biufSU]\d*", code):
-            raise Refused(f"arrays of type {code!r:.40}")
+            raise Refused(f"arrays of type {str(code)[:40]!r}" if isinstance(code, str) else "arrays of no type")
         self.value = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
@@ -40,7 +40,7 @@ class DType:
 class Array:
     """Stands in for numpy.ndarray; `value` is the array."""
 
-    value: np.ndarray
+    value: np.ndarray = np.empty(0)  # until its state is set
 
     def __setstate__(self, state: tuple) -> None:
         shape, dtype, fortran, data = state[-4:]
@@ -76,7 +76,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Refused(f"the codec {encoding!r:.40}")
+        raise Refused(f"the codec {encoding!r:.40}" if isinstance(encoding, str) else "a codec")
     return text.encode("latin1")
 
 
@@ -131,10 +131,15 @@ class _Unpickler(pickle._Unpickler):
         # Without this, a pickle could set attributes of the functions and classes in the table.
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) not in (Array, DType) or not isinstance(state, tuple):
-            raise Refused(f"to set the state of {target!r:.60}")
+            raise Refused(f"to set the state of a {type(target).__name__}")
         target.__setstate__(state)
 
+    def load_bytearray8(self) -> None:
+        # The inherited reader allocates what the file claims before it looks whether that much is there.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def load_plain(path: Path) -> Any:
