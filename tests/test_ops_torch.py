@@ -117,13 +117,13 @@ WRONG = {
     ),
     "A of another layout": (
         {"A": torch.zeros(2, 51, 51)},
-        "A has shape (2, 51, 51); expected (K, 15, 15), destination before source, for window_size 3 and the 5 joints of "
-        "x: build it for this window and layout",
+        "A has shape (2, 51, 51); expected (K, 15, 15), destination before source, for window_size 3 and the 5 joints "
+        "of x: build it for this window and layout",
     ),
     "A without scales": (
         {"A": torch.zeros(0, 15, 15)},
-        "A has shape (0, 15, 15); expected (K, 15, 15), destination before source, for window_size 3 and the 5 joints of "
-        "x: build it for this window and layout",
+        "A has shape (0, 15, 15); expected (K, 15, 15), destination before source, for window_size 3 and the 5 joints "
+        "of x: build it for this window and layout",
     ),
     "weight of a convolution": (
         {"weight": torch.zeros(8, 8, 1, 1)},
