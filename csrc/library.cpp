@@ -5,6 +5,7 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include "torch/folded.h"
 #include "torch/info.h"
 #include "torch/ms_g3d.h"
 
@@ -24,6 +25,10 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       "ms_g3d_plan(str pass_name, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
       " int window_dilation, bool float64) -> str");
   m.def("ms_g3d_set_order(str name) -> bool");
+  m.def(
+      "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent)"
+      " -> (Tensor features, Tensor present)");
+
   m.def("format_conversions() -> int");
   m.def("info() -> str");
   m.def("set_isa(str name) -> bool");
@@ -33,6 +38,7 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
   m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::ms_g3d));
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::ms_g3d_backward_parameters));
+  m.impl("folded_features", TORCH_BOX(&msg3d::binding::folded_features));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CompositeExplicitAutograd, m) {

@@ -10,6 +10,7 @@ _HOME = {
     "MSG3D": "model",
     "Recognizer": "model",
     "UserError": "errors",
+    "fuse": "inference",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }

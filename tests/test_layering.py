@@ -16,7 +16,7 @@ DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
 RUN = MODEL | DATA | SERVICES | {"experiment", "training", "evaluation", "baselines"}
 MAY_IMPORT = {
-    "__init__": MODEL | DATA,
+    "__init__": MODEL | DATA | {"inference"},
     "__main__": {"cli"},
     "errors": set(),
     "_library": {"errors"},
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "model": {"errors", "graph", "modules", "ops"},
     "conversion": {"errors", "graph"},
     "checkpoint": {"conversion", "errors", "graph", "model", "modules"},
+    "inference": {"_library", "errors", "graph", "model", "modules"},
     "data": DATA,
     **{name: {"errors"} for name in SERVICES},
     "baselines": DATA,

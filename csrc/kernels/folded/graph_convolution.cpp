@@ -1,0 +1,145 @@
+#include "graph_convolution.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace msg3d::folded {
+namespace {
+
+// Frames whose Z a block of windows needs.
+template <typename T>
+int64_t block_frames(const GraphConvolution<T>& conv) {
+  return (kWindowBlock - 1) * conv.stride + conv.reach();
+}
+
+}  // namespace
+
+template <typename T>
+int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints) {
+  return block_frames(conv) * conv.scales * joints * kPanel;
+}
+
+template <typename T>
+int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints) {
+  const int64_t rows = conv.scales * conv.window * joints;
+  return rows * kPanel + kQuad * rows * conv.in;
+}
+
+template <typename T>
+void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, int64_t panel,
+                   int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product) {
+  const int64_t rows = conv.scales * joints, frame_size = rows * kPanel;  // of Z
+  const T* weight = conv.weight + panel * conv.scales * conv.in * kPanel;
+
+  // Z of frames [first, last) to `z`; frames outside the clip are zero.
+  const auto project = [&](int64_t first, int64_t last, T* z) {
+    const auto clear = [&](int64_t from, int64_t to) {
+      if (from < to) std::fill(z + (from - first) * frame_size, z + (to - first) * frame_size, T(0));
+    };
+    clear(first, std::min<int64_t>(last, 0));
+    clear(std::max(first, frames), last);
+    const int64_t from = std::max<int64_t>(first, 0), count = std::min(last, frames) - from;
+    for (int64_t k = 0; k < conv.scales && count > 0; ++k) {
+      const Segment<T> segment{
+          x + from * joints * conv.in, joints * conv.in, conv.in, weight + k * conv.in * kPanel, 0, kPanel, conv.in};
+      T* c = z + (from - first) * frame_size + k * joints * kPanel;
+      product({&segment, 1, count, joints, c, frame_size, kPanel});
+    }
+  };
+
+  int64_t ready = begin * conv.stride - conv.padding();  // Z is known up to this frame
+  int64_t held = ready;                                  // and from this one on, at the start of scratch
+  for (int64_t w = begin; w < end; w += kWindowBlock) {
+    const int64_t count = std::min(kWindowBlock, end - w);
+    const int64_t first = w * conv.stride - conv.padding(), last = first + (count - 1) * conv.stride + conv.reach();
+    if (first < ready)
+      std::memmove(scratch, scratch + (first - held) * frame_size, (ready - first) * frame_size * sizeof(T));
+    held = first;
+    const int64_t from = std::max(first, ready);
+    project(from, last, scratch + (from - first) * frame_size);
+    ready = last;
+
+    // Slots of a window are one segment where its frames follow one another.
+    const int64_t segments = conv.dilation == 1 ? 1 : conv.window, depth = conv.window / segments * rows;
+    std::vector<Segment<T>> slots;
+    for (int64_t s = 0; s < segments; ++s) {
+      slots.push_back({conv.adjacency + s * depth, 0, conv.window * rows, scratch + s * conv.dilation * frame_size,
+                       conv.stride * frame_size, kPanel, depth});
+    }
+    const int64_t window_size = conv.window * joints * conv.out;
+    FusedProduct<T> sum{slots.data(), segments, count, conv.window * joints, y + w * window_size + panel * kPanel,
+                        window_size,  conv.out};
+    sum.bias = conv.bias + panel * kPanel;
+    sum.relu = true;
+    product(sum);
+  }
+}
+
+template <typename T>
+void aggregate_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t x_frames, int64_t before,
+                     int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product) {
+  const int64_t nodes = conv.window * joints, rows = conv.scales * nodes, width = conv.scales * conv.in;
+  T* sums = scratch;                   // ((k,w,v), 16)
+  T* features = sums + rows * kPanel;  // (frame, (w,v), (k,c))
+  std::vector<Segment<T>> slots(conv.window);
+  for (int64_t t = begin; t < end; t += kQuad) {
+    const int64_t count = std::min(kQuad, end - t);
+    for (int64_t p = 0; p < conv.in * kQuad / kPanel; ++p) {
+      for (int64_t s = 0; s < conv.window; ++s) {
+        const T* slot = x + (before + t + s * conv.dilation - conv.padding()) * conv.in + p * kPanel;
+        slots[s] = {conv.adjacency + s * joints, 0, nodes, slot, 0, x_frames * conv.in, joints};
+      }
+      product({slots.data(), conv.window, 1, rows, sums, 0, kPanel});
+      for (int64_t quarter = 0; quarter < kPanel / 4; ++quarter) {
+        const int64_t column = p * kPanel + quarter * 4, frame = column / conv.in, channel = column % conv.in;
+        for (int64_t k = 0; k < conv.scales; ++k) {
+          for (int64_t node = 0; node < nodes; ++node) {
+            std::memcpy(features + (frame * nodes + node) * width + k * conv.in + channel,
+                        sums + (k * nodes + node) * kPanel + quarter * 4, 4 * sizeof(T));
+          }
+        }
+      }
+    }
+    for (int64_t panel = 0; panel < conv.out / kPanel; ++panel) {
+      const Segment<T> segment{features, 0, width, conv.weight + panel * width * kPanel, 0, kPanel, width};
+      FusedProduct<T> out{&segment, 1,       1, count * nodes, y + (t - begin) * nodes * conv.out + panel * kPanel,
+                          0,        conv.out};
+      out.bias = conv.bias + panel * kPanel;
+      out.relu = true;
+      product(out);
+    }
+  }
+}
+
+template <typename T>
+void collapse(const Stage<T>& stage, int64_t joints, const T* const* h, int64_t count, T* y,
+              ProductFunction<T> product) {
+  std::vector<Segment<T>> slots;
+  for (int64_t panel = 0; panel < stage.out / kPanel; ++panel) {
+    slots.clear();
+    for (std::size_t i = 0; i < stage.windows.size(); ++i) {
+      const GraphConvolution<T>& conv = stage.windows[i];
+      const T* weight = stage.collapse_weight[i] + panel * conv.window * conv.out * kPanel;
+      for (int64_t s = 0; s < conv.window; ++s) {
+        slots.push_back({h[i] + s * joints * conv.out, conv.window * joints * conv.out, conv.out,
+                         weight + s * conv.out * kPanel, 0, kPanel, conv.out});
+      }
+    }
+    T* c = y + panel * kPanel;
+    product({slots.data(), static_cast<int64_t>(slots.size()), count, joints, c, joints * stage.out, stage.out,
+             stage.collapse_bias + panel * kPanel, c, joints * stage.out, stage.out, true});
+  }
+}
+
+#define MSG3D_INSTANTIATE(T)                                                                                          \
+  template int64_t project_first_scratch<T>(const GraphConvolution<T>&, int64_t);                                     \
+  template int64_t aggregate_first_scratch<T>(const GraphConvolution<T>&, int64_t);                                   \
+  template void project_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,   \
+                                 T*, T*, ProductFunction<T>);                                                         \
+  template void aggregate_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t, \
+                                   T*, T*, ProductFunction<T>);                                                       \
+  template void collapse<T>(const Stage<T>&, int64_t, const T* const*, int64_t, T*, ProductFunction<T>);
+MSG3D_INSTANTIATE(float)
+MSG3D_INSTANTIATE(double)
+
+}  // namespace msg3d::folded

@@ -1,0 +1,121 @@
+#include "temporal_unit.h"
+
+#include <algorithm>
+
+namespace msg3d::folded {
+namespace {
+
+// Does some tap of branch i, at any output frame, fall on frame t? Even dilations at stride 2 never read an odd frame.
+template <typename T>
+bool reads_every_frame(const TemporalUnit<T>& unit, int64_t branch) {
+  return branch >= kDilations || (branch + 1) % unit.stride != 0;
+}
+
+// y[t] = scale * max(h[t*stride - 1], h[t*stride], h[t*stride + 1]) + shift [+ x[t]]
+template <typename T>
+void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end, T* y) {
+  const int64_t hidden = unit.hidden(), first = kDilations * unit.slot, row = joints * hidden;
+  for (int64_t t = begin; t < end; ++t) {
+    for (int64_t v = 0; v < joints; ++v) {
+      const T* now = h + ((t * unit.stride + unit.padding()) * joints + v) * hidden + first;
+      const T* add = unit.convolves_residual ? nullptr : x + (t * joints + v) * unit.in + first;
+      T* out = y + (t * joints + v) * unit.out + first;
+      for (int64_t c = 0; c < unit.slot; ++c) {
+        const T before = now[c - row], here = now[c], after = now[c + row];
+        T most = before > here ? before : here;
+        most = after > most ? after : most;
+        if (!(before == before && after == after)) most = before + after;  // NaN wins, as in torch
+        T value = unit.pool_scale[c] * most + unit.pool_shift[c] + (add ? add[c] : T(0));
+        out[c] = !unit.convolves_residual && unit.relu && value < 0 ? T(0) : value;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, int64_t begin,
+                     int64_t end, T* h, ProductFunction<T> product) {
+  const int64_t hidden = unit.hidden(), frame_size = joints * hidden, padding = unit.padding() * frame_size;
+  if (begin == 0) {
+    std::fill(h, h + padding, T(0));
+    std::fill(h + padding + frames * frame_size, h + 2 * padding + frames * frame_size, T(0));
+  }
+  for (int64_t panel = 0; panel < hidden / kPanel; ++panel) {
+    const bool every = reads_every_frame(unit, panel * kPanel / unit.slot);
+    const int64_t step = every ? 1 : unit.stride, first = (begin + step - 1) / step * step;
+    if (first >= end) continue;
+    const int64_t count = (end - first + step - 1) / step;
+    // Frames that follow one another are one long run of rows, which splits into full tiles.
+    const int64_t groups = step == 1 ? 1 : count, rows = step == 1 ? count * joints : joints;
+    const Segment<T> segment{x + first * joints * unit.in,
+                             step * joints * unit.in,
+                             unit.in,
+                             unit.hidden_weight + panel * unit.in * kPanel,
+                             0,
+                             kPanel,
+                             unit.in};
+    FusedProduct<T> out{&segment,          1,     groups, rows, h + padding + first * frame_size + panel * kPanel,
+                        step * frame_size, hidden};
+    out.bias = unit.hidden_bias + panel * kPanel;
+    out.relu = true;
+    product(out);
+  }
+}
+
+template <typename T>
+void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end,
+                     T* y, ProductFunction<T> product) {
+  const int64_t hidden = unit.hidden(), stride = unit.stride, count = end - begin;
+  const T* x_begin = x + begin * stride * joints * unit.in;
+  T* y_begin = y + begin * joints * unit.out;
+  std::vector<Segment<T>> segments;
+  const auto write = [&](int64_t channel, const T* bias, const T* add) {
+    FusedProduct<T> out{
+        segments.data(), static_cast<int64_t>(segments.size()), count, joints, y_begin + channel, joints * unit.out,
+        unit.out};
+    out.bias = bias;
+    if (add) out.add = add, out.add_group = joints * unit.out, out.add_row = unit.out;  // in == out wherever x is added
+    out.relu = unit.relu;
+    product(out);
+  };
+  const auto from_x = [&](const T* weight) {
+    segments.push_back({x_begin, stride * joints * unit.in, unit.in, weight, 0, kPanel, unit.in});
+  };
+
+  pool(unit, joints, x, h, begin, end, y);
+  for (int64_t channel = 0; channel < unit.out; channel += kPanel) {
+    segments.clear();
+    const int64_t branch = std::min(channel / unit.slot, kDilations + 1),
+                  panel = (channel - branch * unit.slot) / kPanel;
+    const T* residual = unit.residual_weight + channel * unit.in;
+    if (branch > kDilations) {
+      from_x(unit.last_weight + panel * unit.in * kPanel);
+      write(channel, unit.last_bias + panel * kPanel, nullptr);
+    } else if (branch == kDilations) {
+      if (!unit.convolves_residual) continue;
+      from_x(residual);
+      write(channel, nullptr, y_begin + channel);
+    } else {
+      for (int64_t tap = 0; tap < unit.taps; ++tap) {
+        const int64_t frame = begin * stride + unit.padding() + (tap - unit.taps / 2) * (branch + 1);
+        segments.push_back({h + frame * joints * hidden + branch * unit.slot, stride * joints * hidden, hidden,
+                            unit.branch_weight[branch] + (panel * unit.taps + tap) * unit.slot * kPanel, 0, kPanel,
+                            unit.slot});
+      }
+      if (unit.convolves_residual) from_x(residual);
+      write(channel, unit.branch_bias[branch] + panel * kPanel, unit.convolves_residual ? nullptr : x_begin + channel);
+    }
+  }
+}
+
+#define MSG3D_INSTANTIATE(T)                                                                                  \
+  template void temporal_hidden<T>(const TemporalUnit<T>&, int64_t, const T*, int64_t, int64_t, int64_t, T*,  \
+                                   ProductFunction<T>);                                                       \
+  template void temporal_output<T>(const TemporalUnit<T>&, int64_t, const T*, const T*, int64_t, int64_t, T*, \
+                                   ProductFunction<T>);
+MSG3D_INSTANTIATE(float)
+MSG3D_INSTANTIATE(double)
+
+}  // namespace msg3d::folded

@@ -1,0 +1,137 @@
+#include "folded.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "../kernels/folded/forward.h"
+#include "../kernels/gemm/gemm.h"
+
+namespace msg3d::binding {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Memory that calls borrow and give back, so that a call allocates nothing once as many arenas exist as calls run at
+// once.
+class ArenaPool {
+ public:
+  class Loan {
+   public:
+    Loan(ArenaPool& pool, std::size_t bytes) : pool_(pool), block_(pool.take(bytes)) {}
+    ~Loan() { pool_.give(block_); }
+    Loan(const Loan&) = delete;
+    Loan& operator=(const Loan&) = delete;
+    void* data() const { return block_.second; }
+
+   private:
+    ArenaPool& pool_;
+    std::pair<std::size_t, void*> block_;
+  };
+
+ private:
+  using Block = std::pair<std::size_t, void*>;
+  static constexpr std::size_t kLargestKept = std::size_t{1} << 28;
+
+  Block take(std::size_t bytes) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found =
+          std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& block) { return block.first >= bytes; });
+      if (found != blocks_.end()) {
+        const Block block = *found;
+        blocks_.erase(found);
+        return block;
+      }
+      if (!blocks_.empty()) {  // replaced by the larger one
+        std::free(blocks_.back().second);
+        blocks_.pop_back();
+      }
+    }
+    bytes = (bytes + 4095) / 4096 * 4096;
+    void* data = std::aligned_alloc(4096, bytes);
+    if (!data) throw std::bad_alloc();
+    return {bytes, data};
+  }
+
+  void give(const Block& block) {
+    if (block.first > kLargestKept) return std::free(block.second);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.push_back(block);
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> blocks_;
+};
+
+ArenaPool& arenas() {
+  static auto* pool = new ArenaPool;  // outlives every thread that might still run
+  return *pool;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, const Tensor& weights,
+                                       int64_t num_features, bool skip_absent, const Pool& pool) {
+  folded::Network<T> network;
+  STD_TORCH_CHECK(
+      network.read(sizes.const_data_ptr<int64_t>(), sizes.numel(), weights.const_data_ptr<T>(), weights.numel()),
+      "folded_features: sizes and weights do not belong together");
+  const int64_t N = x.size(0), M = x.size(1), frames = x.size(2), person_size = frames * x.size(3) * x.size(4);
+  STD_TORCH_CHECK(M == network.persons && x.size(3) == network.joints && x.size(4) == network.channels && frames > 0,
+                  "folded_features: x must be (clips, ", network.persons, ", frames, ", network.joints, ", ",
+                  network.channels, ")");
+  STD_TORCH_CHECK(num_features == network.features(), "folded_features: num_features must be ", network.features());
+  const int64_t width = num_features;
+  Tensor out = torch::stable::new_empty(x, {N * M, width}, ScalarType::Double);
+  Tensor present = torch::stable::new_empty(x, {N * M}, ScalarType::Bool);
+  double* features = out.mutable_data_ptr<double>();
+  bool* is_present = present.mutable_data_ptr<bool>();
+  const T* clip = x.const_data_ptr<T>();
+
+  std::vector<folded::Person<T>> persons;
+  for (int64_t i = 0; i < N * M; ++i, clip += person_size, features += width) {
+    is_present[i] = !skip_absent || std::any_of(clip, clip + person_size, [](T value) { return value != 0; });
+    if (is_present[i]) {
+      persons.push_back({clip, i % M, features});
+    } else {
+      std::fill(features, features + width, 0.0);
+    }
+  }
+  if (!persons.empty()) {
+    const auto count = static_cast<int64_t>(persons.size());
+    const ArenaPool::Loan arena(arenas(), sizeof(T) * folded::arena_size(network, count, frames, pool.workers));
+    folded::features<T>(network, persons.data(), count, frames, static_cast<T*>(arena.data()),
+                        {pool, gemm<T>(current_isa()).fused});
+  }
+  return {out, present};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> folded_features(const Tensor& clips, const Tensor& sizes, const Tensor& weights,
+                                           int64_t num_features, bool skip_absent) {
+  STD_TORCH_CHECK(clips.dim() == 5, "folded_features: x must be (clips, persons, frames, joints, channels), found ",
+                  clips.dim(), " dimensions");
+  STD_TORCH_CHECK(clips.scalar_type() == weights.scalar_type(), "folded_features: x and weights must have one dtype");
+  STD_TORCH_CHECK(sizes.scalar_type() == ScalarType::Long && sizes.is_contiguous() && weights.is_contiguous(),
+                  "folded_features: sizes must be int64, sizes and weights contiguous");
+  const Tensor x = torch::stable::contiguous(clips);
+  const Pool pool{static_cast<int>(torch::stable::get_num_threads()),
+                  [](int workers, void (*body)(void*, int), void* context) {
+                    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+                      for (int64_t worker = begin; worker < end; ++worker) body(context, static_cast<int>(worker));
+                    });
+                  }};
+  if (x.scalar_type() == ScalarType::Float)
+    return features_of<float>(x, sizes, weights, num_features, skip_absent, pool);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double, "folded_features: x must be float32 or float64");
+  return features_of<double>(x, sizes, weights, num_features, skip_absent, pool);
+}
+
+}  // namespace msg3d::binding

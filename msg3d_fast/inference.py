@@ -1,0 +1,319 @@
+"""The folded network: what `fuse(model)` makes of a trained recogniser for the CPU.
+
+In eval mode batch normalisation is a fixed affine map, so each is multiplied into the convolution before it, in
+float64; only the one behind a max-pool stays: it does not commute with the maximum. A + PA is a constant. What is left
+are matrix products with a bias and a ReLU, which `csrc/kernels/folded` runs on weights packed once.
+
+The packing is a list of sizes and one flat array, written here in the order in which `csrc/kernels/folded/network.h`
+reads them. Weight matrices become panels of 16 output channels. Channel counts are rounded up: each branch of MSTCN
+takes a multiple of 16 places, those without a channel have zero weights and stay zero.
+"""
+
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import _library
+from .errors import UserError
+from .graph import Layout
+from .model import Recognizer, check_clips
+from .modules import MSTCN, STMSGCN, MWMSG3DBlock
+
+PANEL = 16  # kPanel in csrc/kernels/gemm/fused_product.h
+DILATIONS = (1, 2, 3, 4)
+
+
+def _round_up(value: int, multiple: int = PANEL) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _places(channels: int) -> tuple[Tensor, int]:
+    """Where MSTCN's channels go, (channels,), and how many places there are: whole panels for each branch."""
+    width = channels // (len(DILATIONS) + 2)
+    slot, branch = _round_up(width), torch.arange(channels) // width
+    branch = branch.clamp(max=len(DILATIONS) + 1)
+    last = channels - (len(DILATIONS) + 1) * width
+    return branch * slot + torch.arange(channels) - branch * width, (len(DILATIONS) + 1) * slot + _round_up(last)
+
+
+def _spread(tensor: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+    """`tensor` with dimension `dim` widened to `size`: entry i at places[i], zeros elsewhere."""
+    shape = list(tensor.shape)
+    shape[dim] = size
+    return tensor.new_zeros(shape).index_copy_(dim, places, tensor)
+
+
+def _fold(conv: nn.Module, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight (O, ...) and bias (O,) of bn(conv(x)) in eval mode."""
+    scale, shift = _affine(bn)
+    weight = conv.weight.detach().double()
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), conv.bias.detach().double() * scale + shift
+
+
+def _affine(bn: nn.Module) -> tuple[Tensor, Tensor]:
+    scale = bn.weight.detach().double() * (bn.running_var.double() + bn.eps).rsqrt()
+    return scale, bn.bias.detach().double() - bn.running_mean.double() * scale
+
+
+class _Packer:
+    """Collects sizes and arrays in the order in which the kernels read them."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.arrays: list[Tensor] = []
+
+    def array(self, values: Tensor) -> None:
+        flat = values.reshape(-1)
+        self.arrays.append(torch.cat([flat, flat.new_zeros(-len(flat) % PANEL)]))
+
+    def panels(self, matrix: Tensor) -> None:
+        """A matrix (rows, O) as O/16 panels (rows, 16)."""
+        self.array(matrix.unflatten(1, (-1, PANEL)).transpose(0, 1))
+
+    def graph_convolution(
+        self, module: STMSGCN, source: tuple[Tensor, int], target: tuple[Tensor, int], aggregate_first: bool
+    ) -> None:
+        K, tau = module.num_scales, module.window_size
+        self.sizes += [K, tau, module.window_dilation]
+        A = module.A.double() + module.PA.detach().double()  # (K, source, destination)
+        nodes = A.shape[1]
+        if aggregate_first:
+            self.array(A.transpose(1, 2))  # ((k,w,v), (w',u))
+        else:
+            self.array(A.reshape(K, tau, nodes // tau, nodes).permute(3, 1, 0, 2))  # ((w,v), (w',k,u))
+        conv, bn, _ = module.mlp.layers
+        weight, bias = _fold(conv, bn)
+        weight = _spread(weight.view(-1, K, module.in_channels), 2, *source).flatten(1)  # (O, (k,c))
+        self.panels(_spread(weight, 0, *target).t())
+        self.array(_spread(bias, 0, *target))
+
+    def temporal_unit(self, module: MSTCN, source: tuple[Tensor, int], target: tuple[Tensor, int]) -> None:
+        *dilated, pooled, linear = module.branches
+        if [branch[3].conv.dilation[0] for branch in dilated] != list(DILATIONS) or module.residual is None:
+            raise UserError(
+                f"an MSTCN without residual or with other dilations than {DILATIONS}; fuse takes the network's own"
+            )
+        width, taps = dilated[0][0].out_channels, dilated[0][3].conv.kernel_size[0]
+        slot, channels = _round_up(width), torch.arange(width)
+        hidden = (len(DILATIONS) + 1) * slot
+        convolves = not isinstance(module.residual, nn.Identity)
+        self.sizes += [slot, target[1] - hidden, taps, int(convolves), int(not isinstance(module.act, nn.Identity))]
+
+        entries = [_fold(branch[0], branch[1]) for branch in [*dilated, pooled]]
+        self.panels(torch.cat([_spread(self._matrix(w, source), 1, channels, slot) for w, _ in entries], 1))
+        self.array(torch.cat([_spread(b, 0, channels, slot) for _, b in entries]))
+        if convolves:
+            weight, bias = _fold(module.residual.conv, module.residual.bn)
+            residual, residual_bias = _spread(self._matrix(weight, source), 1, *target), _spread(bias, 0, *target)
+        else:
+            residual, residual_bias = torch.eye(target[1], dtype=torch.float64), torch.zeros(target[1]).double()
+        bias_of = residual_bias.split(slot)
+        for branch, bias in zip(dilated, bias_of, strict=False):
+            w, b = _fold(branch[3].conv, branch[3].bn)  # (b, b, taps, 1)
+            w = _spread(_spread(w.squeeze(3), 0, channels, slot), 1, channels, slot)
+            self.panels(w.permute(2, 1, 0).flatten(0, 1))
+            self.array(_spread(b, 0, channels, slot) + bias)
+        scale, shift = _affine(pooled[4])
+        self.array(_spread(scale, 0, channels, slot))
+        self.array(_spread(shift, 0, channels, slot) + bias_of[len(DILATIONS)])
+        # The last branch has no ReLU of its own: the residual is one more summand of its weights.
+        w, b = _fold(linear[0], linear[1])
+        last = (torch.arange(len(b)), target[1] - hidden)
+        self.panels(_spread(self._matrix(w, source), 1, *last) + residual[:, hidden:])
+        self.array(_spread(b, 0, *last) + residual_bias[hidden:])
+        if convolves:
+            self.panels(residual[:, :hidden])
+
+    def windows(
+        self, module: MWMSG3DBlock, source: tuple[Tensor, int], target: tuple[Tensor, int], first: bool
+    ) -> None:
+        self.sizes.append(len(module.gcn3d))
+        bias = torch.zeros(target[1], dtype=torch.float64)
+        for block in module.gcn3d:
+            if block.in1x1 is not None:
+                raise UserError("a G3D block with embed_factor other than 1; fuse takes the network's own")
+            conv = block.gcn3d[1]
+            embedded = (torch.arange(conv.out_channels), _round_up(conv.out_channels))
+            self.sizes.append(embedded[1])
+            self.graph_convolution(conv, source, embedded, first)
+            w, b = _fold(block.out_conv, block.out_bn)  # (O, E, 1, tau, 1)
+            w = _spread(_spread(w.flatten(2), 0, *target), 1, *embedded)
+            self.panels(w.permute(2, 1, 0).flatten(0, 1))
+            bias += _spread(b, 0, *target)
+        self.array(bias)
+
+    @staticmethod
+    def _matrix(weight: Tensor, source: tuple[Tensor, int]) -> Tensor:
+        """The weight (O, C, 1, 1) of a 1x1 convolution as (places of C, O)."""
+        return _spread(weight.flatten(1), 1, *source).t()
+
+
+def _pack(model: Recognizer) -> tuple[Tensor, Tensor, tuple[Tensor, int]]:
+    """Sizes int64, weights float64, and the places of the last stage's channels."""
+    net, packer = model.backbone, _Packer()
+    M, V, C = net.num_person, net.layout.num_joints, net.in_channels
+    source = (torch.arange(C), _round_up(C, 4))
+    packer.sizes += [M, V, C]
+    for values in _affine(net.data_bn):
+        packer.array(_spread(values.view(M, V, C), 2, *source))
+    stages = ((net.sgcn1, net.gcn3d1, net.tcn1), (net.sgcn2, net.gcn3d2, net.tcn2), (net.sgcn3, net.gcn3d3, net.tcn3))
+    packer.sizes.append(len(stages))
+    for i, (sgcn, gcn3d, tcn) in enumerate(stages):
+        spatial, first, second = sgcn
+        middle, target = _places(spatial.out_channels), _places(tcn.branches[5][0].in_channels)
+        packer.sizes += [middle[1], target[1], gcn3d.gcn3d[0].gcn3d[1].window_stride]
+        packer.graph_convolution(spatial, source, middle, aggregate_first=i == 0)
+        packer.temporal_unit(first, middle, target)
+        packer.temporal_unit(second, target, target)
+        packer.temporal_unit(tcn, target, target)
+        packer.windows(gcn3d, source, target, first=i == 0)
+        source = target
+    return torch.tensor(packer.sizes), torch.cat(packer.arrays), source
+
+
+class _Watch:
+    """Notices that a model's weights are no longer those that it was made from; 0.1 to 0.2 ms a look.
+
+    A tensor may be replaced, get other memory, or be written in place, which torch counts. It does not count what is
+    written through `.data` or by batch normalisation: one element of each tensor is compared for that.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        slots = [(d, name) for m in model.modules() for d in (m._parameters, m._buffers) for name in d]
+        slots = [(d, name) for d, name in slots if d[name] is not None and name != "num_batches_tracked"]
+        self._owners, self._names = [d for d, _ in slots], [name for _, name in slots]
+        self._tensors = [d[name] for d, name in slots]
+        self._counted = [t for t in self._tensors if not t.is_inference()]
+        bits = [t.detach().reshape(-1).view(torch.int32) for t in self._tensors if t.is_contiguous() and t.numel()]
+        self._samples = [memoryview(t[len(t) // 2 :].numpy()) for t in bits]
+        self._state = self._read()
+
+    def _read(self) -> tuple[list[int], list[int], list[int]]:
+        versions = list(map(attrgetter("_version"), self._counted))
+        return versions, list(map(Tensor.data_ptr, self._tensors)), [sample[0] for sample in self._samples]
+
+    def changed(self) -> bool:
+        now = map(dict.get, self._owners, self._names)
+        return not all(map(is_, now, self._tensors)) or self._read() != self._state
+
+
+class FusedRecognizer(nn.Module):
+    """A recogniser folded for inference on the CPU; `fuse` makes it.
+
+    Clips (N, M, T, V, C) of the model's dtype -> logits (N, num_classes). Deterministic bit for bit for any number of
+    threads; several Python threads may call it at once. Working memory, about 6 MB for each of at most
+    max(4, threads / 2) persons of 100 frames of the coco network, is kept between calls and shared by all of them.
+
+    Args:
+        model: the recogniser, in eval mode.
+        skip_absent: do not compute persons that are zero in every frame; see `fuse`.
+    """
+
+    sizes: Tensor
+    weights: Tensor
+    fc_weight: Tensor
+    fc_bias: Tensor
+
+    def __init__(self, model: Recognizer, skip_absent: bool = True) -> None:
+        super().__init__()
+        sizes, weights, places = _pack(model)
+        fc = model.cls_head.fc
+        self.hparams: dict[str, Any] = dict(model.hparams)
+        self.layout: Layout = model.layout
+        self.skip_absent = skip_absent
+        self.register_buffer("sizes", sizes)
+        self.register_buffer("weights", weights.to(fc.weight.dtype))
+        self.register_buffer("fc_weight", _spread(fc.weight.detach().double(), 1, *places))
+        self.register_buffer("fc_bias", fc.bias.detach().double())
+        self._watch: _Watch | None = _Watch(model)
+        self._absent: dict[int, Tensor] = {}  # by T: features (M, features) of persons that are not there
+        super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hparams
+        check_clips(x, self.layout, h["num_person"], h["in_channels"], self.weights.dtype)
+        if x.requires_grad and torch.is_grad_enabled():
+            raise UserError(
+                "the input requires a gradient, a fused model computes none; use the model that it was made from"
+            )
+        traced = torch.compiler.is_compiling()  # a graph holds no decisions on values: it computes every person
+        if not traced and self._watch is not None and self._watch.changed():
+            raise UserError("the model's weights changed since it was fused; call fuse(model) again")
+        N, M, T = x.shape[:3]
+        features, present = torch.ops.msg3d_fast.folded_features(
+            x.detach(), self.sizes, self.weights, self.fc_weight.shape[1], self.skip_absent and not traced
+        )
+        features = features.view(N, M, self.fc_weight.shape[1])
+        if self.skip_absent and not traced and not present.all():
+            features = torch.where(present.view(N, M, 1), features, self._features_of_absent(x, T))
+        return F.linear(features.mean(1), self.fc_weight, self.fc_bias).to(x.dtype)
+
+    def _features_of_absent(self, x: Tensor, T: int) -> Tensor:
+        """What a slot without a person contributes, (M, features): the same for every clip of T frames."""
+        if T not in self._absent:
+            nobody = torch.zeros(1, *x.shape[1:], dtype=x.dtype)
+            self._absent[T], _ = torch.ops.msg3d_fast.folded_features(
+                nobody, self.sizes, self.weights, self.fc_weight.shape[1], False
+            )
+        return self._absent[T]
+
+    def train(self, mode: bool = True) -> "FusedRecognizer":
+        if mode:
+            raise UserError(
+                "a fused model has no training mode; train the model that it was made from and fuse it again"
+            )
+        return super().train(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy stands alone: there is no model beside it whose weights could change.
+        return {**self.__dict__, "_watch": None}
+
+
+def fuse(model: Recognizer, skip_absent: bool = True) -> FusedRecognizer:
+    """Fold a trained recogniser for inference on the CPU: the same call, the same logits, several times faster.
+
+    Every batch normalisation but those behind max-pools is multiplied into its convolution in float64, A + PA is added
+    up, and the weights are packed once. logits = fuse(model)(x) equals model.eval()(x) within float rounding; for a
+    float64 model within 1e-10.
+
+    Args:
+        model: in eval mode, on the CPU, float32 or float64.
+        skip_absent: a person slot that is zero in every frame, joint and channel of a clip has the same features in
+            every such clip: they are computed once for each number of frames and reused, with the same result. A slot
+            that is zero in some frames only is a person.
+
+    Returns:
+        FusedRecognizer: a module without parameters or training mode. It holds on to the model's weights, and refuses
+        to run once they have changed.
+
+    Raises:
+        UserError: a model in training mode, on another device, of another float type, or that is no Recognizer.
+    """
+    if not isinstance(model, Recognizer):
+        raise UserError(f"fuse takes a Recognizer, found {type(model).__name__}; see msg3d_fast.Recognizer")
+    _library.require()
+    if any(m.training for m in model.modules()):
+        raise UserError(
+            "the model is in training mode, whose batch statistics cannot be folded; call model.eval() first"
+        )
+    kinds = {(p.device.type, p.dtype) for p in model.parameters()}
+    if not kinds <= {("cpu", torch.float32)} and not kinds <= {("cpu", torch.float64)}:
+        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+        raise UserError(
+            f"the model's parameters are {found}; fuse needs float32 or float64 on cpu: use model.float().cpu()"
+        )
+    with torch.no_grad():
+        return FusedRecognizer(model, skip_absent)
+
+
+if _library.available():
+
+    @torch.library.register_fake("msg3d_fast::folded_features")
+    def _folded_features(
+        x: Tensor, sizes: Tensor, weights: Tensor, num_features: int, skip_absent: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = x.shape[0] * x.shape[1]
+        return x.new_empty(rows, num_features, dtype=torch.float64), x.new_empty(rows, dtype=torch.bool)
