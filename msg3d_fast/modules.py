@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ops
+from . import blocks, ops
 from .errors import UserError
 from .graph import Layout, adjacency, check_flavour
+from .normalization import BatchNorm2d
 
 
 class MLP(nn.Module):
@@ -30,7 +31,7 @@ class MLP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         for width in out_channels:
-            self.layers += [nn.Conv2d(in_channels, width, 1), nn.BatchNorm2d(width)]
+            self.layers += [nn.Conv2d(in_channels, width, 1), BatchNorm2d(width)]
             self.layers += [nn.ReLU(inplace=True)] * act
             in_channels = width
 
@@ -88,7 +89,10 @@ class STMSGCN(nn.Module):
         self.register_buffer("A", A)
         self.mlp = MLP(num_scales * in_channels, [out_channels], act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        step = step or blocks.begin(self, x, self.backend)
+        if step:
+            return blocks.graph_convolution(self, x, step)
         conv, *rest = self.mlp.layers
         y = ops.ms_g3d(
             x,
@@ -190,11 +194,18 @@ class MSG3DBlock(nn.Module):
             ),
         )
         self.out_conv = nn.Conv3d(embed_out, out_channels, (1, window_size, 1))
-        self.out_bn = nn.BatchNorm2d(out_channels)
+        self.out_bn = BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: blocks.Step | None = None, other: Tensor | None = None) -> Tensor:
         if self.in1x1 is not None:
             x = self.in1x1(x)
+        step = step or blocks.begin(self, x, self.gcn3d[1].backend)
+        if step:
+            return blocks.g3d(self, x, other, step)
+        y = self._by_layers(x)
+        return y if other is None else other + y
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         y = self.gcn3d(x)  # (N, E, T_out, tau*V)
         N, E, T, W = y.shape
         tau = self.window_size
@@ -252,12 +263,34 @@ class MWMSG3DBlock(nn.Module):
             for window_size, window_dilation in zip(window_sizes, window_dilations, strict=True)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.gcn3d
-        y = first(x)
-        for block in rest:
-            y = y + block(x)
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        y = None
+        for block in self.gcn3d:
+            y = block(x, step, y)
         return y
+
+
+class Chain(nn.Sequential):
+    """Blocks one after the other, in one training step."""
+
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        for block in self:
+            x = block(x, step)
+        return x
+
+
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution of every `stride`-th frame: (N, C, T, V) -> (N, O, ceil(T / stride), V)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 1, (stride, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_contiguous():
+            return super().forward(x)
+        # In channels_last memory oneDNN's own strided 1x1 convolution (torch 2.13, CPU) writes past its buffers where C
+        # is no multiple of 8.
+        return F.conv2d(x[:, :, :: self.stride[0]], self.weight, self.bias)
 
 
 class TemporalConv(nn.Module):
@@ -268,10 +301,13 @@ class TemporalConv(nn.Module):
     ) -> None:
         super().__init__()
         padding = (kernel_size - 1) * dilation // 2
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, (kernel_size, 1), (stride, 1), (padding, 0), dilation=(dilation, 1)
-        )
-        self.bn = nn.BatchNorm2d(out_channels)
+        if kernel_size == 1:
+            self.conv = PointwiseConv(in_channels, out_channels, stride)
+        else:
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, (kernel_size, 1), (stride, 1), (padding, 0), dilation=(dilation, 1)
+            )
+        self.bn = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
@@ -292,6 +328,7 @@ class MSTCN(nn.Module):
         act: end with a ReLU.
         dropout: probability after the activation.
         flavour: how convolutions start: "mmaction2" Kaiming-normal by fan-out with zero bias, else torch's own way.
+        backend: who computes a training step: "reference" layer by layer as upstream, else fused.
 
     Raises:
         UserError: fewer output channels than branches, or an even kernel.
@@ -308,8 +345,10 @@ class MSTCN(nn.Module):
         act: bool = True,
         dropout: float = 0.0,
         flavour: str = "mmaction2",
+        backend: str | None = None,
     ) -> None:
         super().__init__()
+        self.backend = ops.resolve_backend(backend)
         num_branches = len(dilations) + 2
         width = out_channels // num_branches
         if width < 1:
@@ -323,14 +362,14 @@ class MSTCN(nn.Module):
             )
 
         def entry(channels: int, stride: int = 1) -> list[nn.Module]:
-            return [nn.Conv2d(in_channels, channels, 1, (stride, 1)), nn.BatchNorm2d(channels)]
+            return [PointwiseConv(in_channels, channels, stride), BatchNorm2d(channels)]
 
         self.branches = nn.ModuleList(
             nn.Sequential(*entry(width), nn.ReLU(inplace=True), TemporalConv(width, width, size, stride, dilation))
             for size, dilation in zip(sizes, dilations, strict=True)
         )
         pool = nn.MaxPool2d((3, 1), (stride, 1), (1, 0))
-        self.branches.append(nn.Sequential(*entry(width), nn.ReLU(inplace=True), pool, nn.BatchNorm2d(width)))
+        self.branches.append(nn.Sequential(*entry(width), nn.ReLU(inplace=True), pool, BatchNorm2d(width)))
         self.branches.append(nn.Sequential(*entry(out_channels - (num_branches - 1) * width, stride)))
         if not residual:
             self.residual = None
@@ -346,7 +385,10 @@ class MSTCN(nn.Module):
                     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
                     nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        step = step or blocks.begin(self, x, self.backend)
+        if step:
+            return self.drop(blocks.mstcn(self, x, step))
         y = torch.cat([branch(x) for branch in self.branches], dim=1)
         if self.residual is not None:
             y = y + self.residual(x)

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "msg3d_fast"
 
 # What a module of the package may import from the package. One that is not listed has no place in the picture yet.
 OPERATORS = {"_library", "errors", "reference", "ops"}
-MODEL = OPERATORS | {"graph", "modules", "model", "conversion", "checkpoint"}
+MODEL = OPERATORS | {"absent", "blocks", "graph", "normalization", "modules", "model", "conversion", "checkpoint"}
 DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
 RUN = MODEL | DATA | SERVICES | {"experiment", "training", "evaluation", "baselines"}
@@ -23,8 +23,11 @@ MAY_IMPORT = {
     "reference": set(),
     "ops": {"_library", "errors", "reference"},
     "graph": {"errors"},
-    "modules": {"errors", "graph", "ops"},
-    "model": {"errors", "graph", "modules", "ops"},
+    "absent": set(),
+    "blocks": {"_library"},
+    "modules": {"blocks", "errors", "graph", "normalization", "ops"},
+    "normalization": set(),
+    "model": {"absent", "blocks", "errors", "graph", "modules", "ops"},
     "conversion": {"errors", "graph"},
     "checkpoint": {"conversion", "errors", "graph", "model", "modules"},
     "inference": {"_library", "errors", "graph", "model", "modules"},
