@@ -226,16 +226,25 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:
-    from .checkpoint import load_checkpoint
+    from .checkpoint import load_checkpoint, load_file
 
-    model = load_checkpoint(options.file)
-    print(f"{options.file}: {model.source}")
+    model = load_checkpoint(options.file, backend="reference")
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{options.file}: format {model.source}, {parameters:.2f} M parameters")
+    for key, value in model.hparams.items():
+        print(f"  {key}: {value}")
+    training = load_file(options.file).get("training")
+    if training is not None:
+        position = training["position"]
+        print(
+            f"  training state: {position['epoch']} epochs, {position['step']} steps, best top-1 {position['best']:.4f}"
+        )
 
 
 def _checkpoint_convert(options: argparse.Namespace) -> None:
     from .checkpoint import load_checkpoint, save_checkpoint
 
-    model = load_checkpoint(options.source)
+    model = load_checkpoint(options.source, backend="reference")
     save_checkpoint(model, options.destination, format=options.format)
     print(f"wrote {options.destination}: {options.format}, from {model.source}")
 

@@ -8,6 +8,8 @@ import torch
 
 from . import _library, ops
 from .errors import UserError
+from .model import Recognizer
+from .modules import STMSGCN
 
 
 def report() -> str:
@@ -28,6 +30,35 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def plan() -> str:
+    """What ms_g3d does for every graph convolution of the default network, one clip of 100 frames: a table.
+
+    Raises:
+        UserError: the native library is missing; its plans come from it.
+    """
+    _library.require()
+    lines = ["Recognizer(), x (1, 2, 100, 17, 3), float32 on this CPU; millions of multiply-adds of either order", ""]
+    lines.append(f"{'layer':24}{'x (N, C, T, V)':20}{'K':>3}{'O':>5}  tau s d  {'project':>8}{'aggregate':>10}  order")
+
+    def note(name: str, layer: STMSGCN, x: torch.Tensor) -> None:
+        window = (layer.window_size, layer.window_stride, layer.window_dilation)
+        p = _library.plan(tuple(x.shape), layer.num_scales, layer.out_channels, *window)
+        costs = f"{p['project_first_macs'] / 1e6:8.1f}{p['aggregate_first_macs'] / 1e6:10.1f}"
+        forced = ", forced" if p["forced"] else ""
+        lines.append(
+            f"{name.removeprefix('backbone.'):24}{tuple(x.shape)!s:20}{layer.num_scales:3}{layer.out_channels:5}  "
+            f"{window[0]:3} {window[1]} {window[2]}  {costs}  {p['order']}{forced}"
+        )
+
+    with torch.device("meta"):  # shapes without numbers
+        model = Recognizer(backend="native").eval()
+        for name, layer in model.named_modules():
+            if isinstance(layer, STMSGCN):
+                layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, inputs[0]))
+        model(torch.empty(1, 2, 100, 17, 3))
+    return "\n".join(lines)
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -40,7 +71,12 @@ def _native() -> str:
         _library.require()
     except UserError as error:
         return str(error)
-    return ", ".join(f"{key} {value}" for key, value in _library.info().items())
+    facts = _library.info()
+    isas = ", ".join(facts["supported_isas"])
+    return (
+        f"built against torch {facts['torch']} with compiler {facts['compiler']}; {facts['isa']} in use, of {isas}; "
+        f"{facts['cuda']}"
+    )
 
 
 def _cuda() -> str:

@@ -139,7 +139,7 @@ def test_killed_run_goes_on_bit_for_bit(clips: Path, finished: Path, tmp_path: P
     process = start(*arguments)
     while not (folder / "last.ckpt").exists():
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     position = load_file(folder / "last.ckpt")["training"]["position"]

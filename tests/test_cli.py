@@ -1,0 +1,256 @@
+"""The command line: help, exit statuses, and one line for every wrong input."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import ROOT, fails, settings, start, write_clips
+
+from msg3d_fast import _library, cli
+from msg3d_fast.checkpoint import load_file
+from msg3d_fast.errors import UserError
+
+VERBS = ["quickstart", "train", "test", "prepare", "checkpoint", "doctor"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
+
+
+@pytest.fixture(scope="module")
+def trained(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert (
+        cli.main(["train", "--config", "custom", "--run-dir", str(folder), *settings(clips, "--train.epochs=1")]) == 0
+    )
+    return folder
+
+
+def train(folder: Path, clips: Path, *more: str) -> list[str]:
+    return ["train", "--config", "custom", "--run-dir", str(folder), *settings(clips, *more)]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "checkpoint info", "checkpoint convert"])
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main([*verb.split(), "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert f"msg3d-fast {verb}" in text.split("example:")[1]
+
+
+def test_help_lists_the_verbs_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+
+
+def test_training_then_testing(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((trained / "metrics.json").read_text())
+    scores = np.load(trained / "scores.npz")["scores"]
+    for batch_size in (1, 7, 64):
+        assert cli.main(["test", "--run-dir", str(trained), f"--test.batch_size={batch_size}"]) == 0
+        np.testing.assert_allclose(np.load(trained / "scores.npz")["scores"], scores, rtol=1e-4, atol=1e-6)
+    assert json.loads((trained / "metrics.json").read_text())["top1"] == before["top1"]
+    assert "top-1" in capsys.readouterr().out
+    elsewhere = ["test", "--config", str(trained / "config.yaml"), "--run-dir", str(tmp_path / "other")]
+    assert cli.main([*elsewhere, "--checkpoint", str(trained / "best.ckpt")]) == 0
+    assert (tmp_path / "other" / "confusion.png").exists()
+
+
+def test_prepared_store_trains_the_same(clips: Path, trained: Path, tmp_path: Path) -> None:
+    store, run = str(tmp_path / "store"), tmp_path / "run"
+    assert cli.main(["prepare", str(clips), store, "--dtype=float32"]) == 0
+    assert cli.main(["prepare", str(clips), store, "--dtype=float32"]) == 0
+    assert cli.main(train(run, Path(store), "--train.epochs=1")) == 0
+    ours, theirs = (load_file(folder / "last.ckpt")["state_dict"] for folder in (run, trained))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_checkpoint_verbs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["checkpoint", "info", str(trained / "last.ckpt")]) == 0
+    text = capsys.readouterr().out
+    assert "base_channels" in text
+    assert "epoch" in text
+    theirs = str(tmp_path / "theirs.pth")
+    assert cli.main(["checkpoint", "convert", str(trained / "best.ckpt"), theirs, "--format", "mmaction2"]) == 0
+    assert cli.main(["checkpoint", "info", theirs]) == 0
+    assert "mmaction2" in capsys.readouterr().out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text
+    assert "native" in text
+    assert cli.main(["doctor", "--plan"]) == 0
+    assert "sgcn1" in capsys.readouterr().out
+
+    def missing() -> None:
+        raise UserError("the native library is not there; install a compiler")
+
+    monkeypatch.setattr(_library, "require", missing)
+    assert cli.main(["doctor"]) == 0
+    assert "the native library is not there; install a compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], ["'trian'", "did you mean 'train'"]),
+        (["predict"], ["'predict'"]),
+        (["train"], ["--config"]),
+        (["train", "--config", "quickstart", "--train.epoch=1"], ["'train.epoch'", "did you mean 'epochs'"]),
+        (["train", "--config", "quikstart"], ["'quikstart'", "did you mean 'quickstart'"]),
+        (["train", "--config", "quickstart", "--epochs", "3"], ["--epochs"]),
+        (["train", "--config", "quickstart", "3"], ["'3'"]),
+        (["train", "--config", "custom"], ["--data.path"]),
+        (["train", "--config", "quickstart", "--data.stream=joint"], ["data.stream", "j, b, jm, bm"]),
+        (["train", "--config", "quickstart", "--model.backend=cudnn"], ["'cudnn'", "reference"]),
+        (["train", "--config", "quickstart", "--model.layout=openpose26"], ["'openpose26'", "openpose25"]),
+        (["train", "--config", "quickstart", "--model.layout=coco"], ["25 joints", "17"]),
+        (["train", "--config", "quickstart", "--model.num_classes=5"], ["label", "num_classes"]),
+        (["train", "--config", "quickstart", "--device=cuda:99"], ["cuda:99"]),
+        (["train", "--config", "quickstart", "--device=abacus"], ["'abacus'"]),
+        (["train", "--config", "quickstart", "--data.train_split=xsub"], ["'xsub'", "block_train"]),
+        (["train", "--config", "custom", "--data.path=absent.npz"], ["absent.npz"]),
+        (["test"], ["--run-dir"]),
+        (["test", "--run-dir", "absent"], ["absent"]),
+        (["test", "--config", "quickstart", "--checkpoint", "absent.ckpt"], ["absent.ckpt"]),
+        (["prepare", "absent.pkl", "store"], ["absent.pkl"]),
+        (["prepare", "absent.pkl"], ["destination"]),
+        (["checkpoint", "info", "absent.ckpt"], ["absent.ckpt"]),
+        (["checkpoint", "convert", "a", "b", "--format", "onnx"], ["onnx"]),
+        (["doctor", "--plans"], ["--plans"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_wrong_arguments(
+    argv: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = fails(capsys, *argv)
+    assert all(word in line for word in words), line
+
+
+class Smuggled:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch smuggled",)
+
+
+def test_wrong_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    annotation = {"frame_dir": "a", "label": 0, "total_frames": 4, "keypoint": np.ones((1, 4, 25, 3), np.float32)}
+    good = {"split": {"train": ["a"], "val": ["a"]}, "annotations": [annotation]}
+    content = pickle.dumps(good)
+    for name, data, words in (
+        ("truncated.pkl", content[: len(content) // 2], ["truncated.pkl"]),
+        ("malicious.pkl", pickle.dumps({**good, "more": Smuggled()}), ["malicious.pkl", "system"]),
+        ("empty.pkl", b"", ["empty.pkl"]),
+        ("no_split.pkl", pickle.dumps({**good, "split": {"train": ["a"], "val": []}}), ["no_split.pkl", "val"]),
+        (
+            "joints.pkl",
+            pickle.dumps({**good, "annotations": [{**annotation, "keypoint": np.ones((1, 4, 24, 3), np.float32)}]}),
+            ["joints.pkl", "24", "25"],
+        ),
+        ("label.pkl", pickle.dumps({**good, "annotations": [{**annotation, "label": 60}]}), ["label.pkl", "60"]),
+    ):
+        Path(name).write_bytes(data)
+        run = [
+            "train",
+            "--config",
+            "ntu60_xsub_3d",
+            "--run-dir",
+            "run",
+            f"--data.path={name}",
+            "--model.base_channels=6",
+        ]
+        line = fails(capsys, *run)
+        assert all(word in line for word in words), line
+    assert not Path("smuggled").exists()
+    assert not any(Path("run").glob("*.ckpt"))
+
+
+def test_wrong_checkpoints(clips: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = str(trained / "best.ckpt")
+    line = fails(capsys, *train(tmp_path / "wide", clips, "--model.base_channels=12", f"--model.checkpoint={wide}"))
+    assert "base_channels 6" in line
+    line = fails(capsys, *train(trained, clips, "--train.epochs=1", "--model.base_channels=12"))
+    assert "model.base_channels=6" in line
+    line = fails(capsys, "test", "--config", "quickstart", "--checkpoint", wide, "--run-dir", str(tmp_path / "other"))
+    assert "joints" in line
+    torn = tmp_path / "torn"
+    shutil.copytree(trained, torn)
+    whole = (torn / "last.ckpt").read_bytes()
+    (torn / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    line = fails(capsys, *train(torn, clips, "--train.epochs=1"))
+    assert "last.ckpt" in line
+    assert len((torn / "last.ckpt").read_bytes()) == len(whole) // 2
+
+
+def test_full_disk_keeps_the_checkpoint(clips: Path, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    size = (trained / "last.ckpt").stat().st_size // 2
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = start(*train(folder, clips, "--train.save_every=1", "--no-resume"), preexec_fn=limit)
+    _, errors = done.communicate()
+    assert done.returncode == 2, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert "ckpt" in errors
+    assert (folder / "last.ckpt").read_bytes() == before["last.ckpt"]
+    assert {path.name for path in folder.iterdir()} == before.keys()
+
+
+def test_folder_that_takes_no_files(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, *train(tmp_path / "file" / "run", clips))
+    assert "--run-dir" in line
+    sealed = tmp_path / "sealed"
+    sealed.mkdir(mode=0o555)
+    if not os.access(sealed, os.W_OK):  # root may write anywhere
+        assert "--run-dir" in fails(capsys, *train(sealed, clips))
+
+
+def test_our_faults_have_a_traceback(clips: Path, tmp_path: Path) -> None:
+    code = "import sys, msg3d_fast.cli as c; c._train = lambda _: 1 / 0; sys.exit(c.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--config", "custom"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_interrupt_is_clean(clips: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(*train(folder, clips, "--train.epochs=500", "--train.save_every=1"))
+    while not (folder / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not list(folder.glob(".*part*"))
+    load_file(folder / "last.ckpt")
