@@ -1,0 +1,137 @@
+"""Alternate measurement: every contender once per round, a pause before each call, medians over the rounds.
+
+A shared machine drifts by more than the differences that matter, so only ratios within one run are claimed. Ours is
+timed by pytest-benchmark; its rivals run in the set-up of each of its rounds and stand in the same record, under
+`extra_info`:
+
+    rivals         {name: {"median": seconds, "min": seconds}}
+    not_measured   {name: why}
+
+The pause lets one OpenMP, TBB or own thread pool stop spinning before the next one is timed.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PAUSE = 0.03  # seconds
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
+SGEMM = "torch.mm 2048^3"
+SGEMM_FLOPS = 2 * 2048**3
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Return median and minimum of a series of timings."""
+    return {"median": statistics.median(seconds), "min": min(seconds)}
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Return the norm of the difference over the norm of `exact`, in double precision."""
+    exact = exact.detach().double()
+    return float((found.detach().double() - exact).norm() / exact.norm().clamp_min(1e-300))
+
+
+def assert_parity(found: Tensor, eager: Tensor, exact: Tensor) -> None:
+    """Assert that `found` errs against float64 at most twice as much as eager's float32, plus a tiny floor."""
+    ours, theirs = relative_error(found, exact), relative_error(eager, exact)
+    assert ours <= 2 * theirs + 1e-7, f"relative error {ours:.2g}, eager has {theirs:.2g}: no ratio of unequal results"
+
+
+def keep_equal(
+    calls: Mapping[str, Callable[[], Tensor]], expected: Tensor, tolerance: float = 1e-4
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """Split rivals into those that compute `expected` and those that do not or fail: (calls, {name: why not})."""
+    kept, refused = {}, {}
+    for name, call in calls.items():
+        try:
+            error = relative_error(call(), expected)
+        except Exception as problem:  # a rival's failure is a finding about the rival
+            refused[name] = failure(problem)
+            continue
+        if error <= tolerance:
+            kept[name] = call
+        else:
+            refused[name] = f"gives another result: relative error {error:.1g}"
+    return kept, refused
+
+
+def failure(problem: Exception) -> str:
+    """Return the one line that says why a rival is not measured."""
+    if isinstance(problem, ModuleNotFoundError):
+        return f"{problem.name} is not installed"
+    return f"{type(problem).__name__}: {(str(problem).strip() or 'no message').splitlines()[0][:120]}"
+
+
+def compare(
+    benchmark: Any,
+    ours: Callable[[], object],
+    rivals: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 8.0,
+    pause: float = PAUSE,
+    not_measured: Mapping[str, str] | None = None,
+    **info: object,
+) -> None:
+    """Time `ours` through pytest-benchmark and every rival between its rounds.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        ours: what the case is about.
+        rivals: name -> call with the same result.
+        seconds: about how long to measure; decides the number of rounds, at least 3 and at most 40.
+        pause: seconds of sleep before each call.
+        not_measured: name -> why, of the rivals that are missing.
+        info: what else the record shall hold.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in rivals}
+
+    def others() -> None:
+        for name, call in rivals.items():
+            time.sleep(pause)
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+        time.sleep(pause)
+
+    for _ in range(2):  # the first call of each allocates, packs and compiles
+        start = time.perf_counter()
+        others()
+        ours()
+        one_round = time.perf_counter() - start
+    for series in taken.values():
+        series.clear()
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / one_round)))
+    benchmark.pedantic(ours, setup=others, rounds=rounds, iterations=1)
+    benchmark.extra_info.update(info)
+    benchmark.extra_info["rivals"] = {name: summary(series) for name, series in taken.items()}
+    benchmark.extra_info["not_measured"] = dict(not_measured or {})
+
+
+def record(benchmark: Any, measured: Callable[[], Mapping[str, object]], **info: object) -> None:
+    """Put what `measured()` returns on record; the time that it takes is recorded too, as nobody's claim."""
+    benchmark.extra_info.update(benchmark.pedantic(measured, rounds=1, iterations=1), **info)
+
+
+def sgemm() -> Callable[[], Tensor]:
+    """Return a call of torch.mm on two matrices of 2048 x 2048, whose rate counts as the machine's peak."""
+    a, b = torch.randn(2, 2048, 2048)
+    out = torch.empty(2048, 2048)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def with_threads(threads: int, call: Callable[[], object]) -> Callable[[], object]:
+    """Return `call` run on so many threads; restores the number afterwards."""
+
+    def run() -> object:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(before)
+
+    return run

@@ -1,0 +1,57 @@
+"""One command: measure, keep the results, print the report.
+
+    python -m benchmarks.run --quick        # every figure of the report's table of aims, about ten minutes on two cores
+    python -m benchmarks.run --full         # also long clips, batches, every block, growth: more than an hour
+    python -m benchmarks.run --quick -k eval
+
+Cases are pytest-benchmark's (`python -m pytest benchmarks`); what this adds is the compact results file, the report and
+the warning that the machine has other work.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from .report import compact, write
+
+FOLDER = Path(__file__).parent
+BUSY = 0.5  # load average at which ratios become doubtful
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument("--quick", action="store_true", help="the default")
+    scope.add_argument("--full", action="store_true")
+    parser.add_argument("--compile-training", action="store_true", help="torch.compile the training step too: minutes")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--out", type=Path, help="results file; default benchmarks/results/{quick,full}.json")
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help="only the cases that pytest -k selects")
+    arguments = parser.parse_args(argv)
+    target = arguments.out or FOLDER / "results" / ("full.json" if arguments.full else "quick.json")
+    if (load := os.getloadavg()[0]) > BUSY:
+        print(f"The machine is busy (load average {load:.1f}): times and ratios will be off.", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw.json"
+        options = ["-v", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider"]
+        options += ["--full"] * arguments.full + ["--compile-training"] * arguments.compile_training
+        options += [f"--threads={arguments.threads}", f"--benchmark-json={raw}", "--benchmark-quiet", "-k", arguments.k]
+        status = int(pytest.main([str(FOLDER), *options]))
+        if not raw.exists():
+            return status
+        found = compact(json.loads(raw.read_text(encoding="utf-8")))
+    report = write(found, target.parent)
+    partial = target.with_suffix(".part")
+    partial.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
+    os.replace(partial, target)
+    print(f"\n{report}\n\nWrote {target} and the plots beside it.")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
