@@ -40,7 +40,8 @@ def prepare(
     Raises:
         UserError: as of `open_dataset` and `write_store`, or the place holds something else.
     """
-    place, skipped = Path(destination), []
+    place = Path(destination)
+    skipped: list[str] = []
     clips = open_dataset(source, layout=layout, channels=channels, skipped=skipped)
     wanted = clips.fingerprint(check_dtype(dtype))
     if place.exists():
