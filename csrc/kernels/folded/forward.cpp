@@ -70,11 +70,9 @@ struct Task {
 };
 
 // Cuts [0, count) into even pieces of at most `size` and makes each a task of `person`.
-void cut(std::vector<Task>& tasks, int64_t person, int64_t count, int64_t size, int64_t panel = 0,
-         int64_t window = -1) {
+void cut(std::vector<Task>& tasks, int64_t person, int64_t count, int64_t size, int64_t panel = 0) {
   const int64_t pieces = (count + size - 1) / size;
-  for (int64_t i = 0; i < pieces; ++i)
-    tasks.push_back({person, count * i / pieces, count * (i + 1) / pieces, panel, window});
+  for (int64_t i = 0; i < pieces; ++i) tasks.push_back({person, count * i / pieces, count * (i + 1) / pieces, panel});
 }
 
 template <typename T>
@@ -173,12 +171,16 @@ class Forward {
     for (int64_t i = static_cast<int64_t>(stage.windows.size()) - 1; i >= 0; --i) {
       const GraphConvolution<T>& conv = stage.windows[i];
       const int64_t panels = conv.out / kPanel, count = conv.frames(T_in);
-      // Each piece projects the frames that it shares with its neighbour once more: only as many pieces as keep the
-      // workers busy.
+      // Pieces are whole blocks of windows. Each projects the frames that it shares with its neighbour once more: only
+      // as many pieces as keep the workers busy.
       const int64_t pieces = std::max<int64_t>(1, (2 * machine_.pool.workers) / (panels * num_persons_));
-      const int64_t size = std::max((count + pieces - 1) / pieces, kWindowBlock);
+      const int64_t blocks = (count + kWindowBlock - 1) / kWindowBlock, size = (blocks + pieces - 1) / pieces;
       for (int64_t person = 0; person < num_persons_; ++person) {
-        for (int64_t panel = 0; panel < panels; ++panel) cut(tasks, person, count, size, panel, i);
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          for (int64_t begin = 0; begin < blocks; begin += size) {
+            tasks.push_back({person, begin * kWindowBlock, std::min((begin + size) * kWindowBlock, count), panel, i});
+          }
+        }
       }
     }
     for (int64_t person = 0; person < num_persons_; ++person) {
@@ -194,7 +196,7 @@ class Forward {
 
   void collapse_windows(const Stage<T>& stage, int64_t T_out) {
     const int64_t V = network_.joints;
-    each_person(T_out, kFrames, [&](const Task& task, T*) {
+    each_person(T_out, kFrames / 2, [&](const Task& task, T*) {
       std::vector<const T*> windows;
       for (std::size_t i = 0; i < stage.windows.size(); ++i) {
         const GraphConvolution<T>& conv = stage.windows[i];

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "paired_windows.h"
+
 namespace msg3d::folded {
 namespace {
 
@@ -16,7 +18,7 @@ int64_t block_frames(const GraphConvolution<T>& conv) {
 
 template <typename T>
 int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints) {
-  return block_frames(conv) * conv.scales * joints * kPanel;
+  return block_frames(conv) * conv.scales * joints * kPanel + paired_windows_scratch(conv, joints);
 }
 
 template <typename T>
@@ -59,15 +61,22 @@ void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, 
     project(from, last, scratch + (from - first) * frame_size);
     ready = last;
 
+    const int64_t window_size = conv.window * joints * conv.out;
+    T* block = y + w * window_size + panel * kPanel;
+    int64_t done = 0;
+    for (; conv.pairs() && done + 2 <= count; done += 2) {
+      paired_windows(conv, joints, scratch + done * conv.stride * frame_size, panel, block + done * window_size,
+                     scratch + block_frames(conv) * frame_size, product);
+    }
     // Slots of a window are one segment where its frames follow one another.
     const int64_t segments = conv.dilation == 1 ? 1 : conv.window, depth = conv.window / segments * rows;
     std::vector<Segment<T>> slots;
     for (int64_t s = 0; s < segments; ++s) {
-      slots.push_back({conv.adjacency + s * depth, 0, conv.window * rows, scratch + s * conv.dilation * frame_size,
-                       conv.stride * frame_size, kPanel, depth});
+      slots.push_back({conv.adjacency + s * depth, 0, conv.window * rows,
+                       scratch + (done * conv.stride + s * conv.dilation) * frame_size, conv.stride * frame_size,
+                       kPanel, depth});
     }
-    const int64_t window_size = conv.window * joints * conv.out;
-    FusedProduct<T> sum{slots.data(), segments, count, conv.window * joints, y + w * window_size + panel * kPanel,
+    FusedProduct<T> sum{slots.data(), segments, count - done, conv.window * joints, block + done * window_size,
                         window_size,  conv.out};
     sum.bias = conv.bias + panel * kPanel;
     sum.relu = true;

@@ -24,7 +24,8 @@ int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints);
 template <typename T>
 int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints);
 
-// Windows [begin, end), output channels [16*panel, 16*panel + 16): x (frames, V, in) -> y (windows, window*V, out).
+// Windows [begin, end), where `begin` is a multiple of kWindowBlock, output channels [16*panel, 16*panel + 16): x
+// (frames, V, in) -> y (windows, window*V, out).
 template <typename T>
 void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, int64_t panel,
                    int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product);

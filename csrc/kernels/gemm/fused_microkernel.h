@@ -53,7 +53,7 @@ struct FusedMicrokernel {
         const T* a[kRows];
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
-          a[i] = segment.a + group * segment.a_group + (row + i) * segment.a_row;
+          a[i] = i ? a[i - 1] + segment.a_row : segment.a + group * segment.a_group + row * segment.a_row;
           MSG3D_OPAQUE_POINTER(a[i]);
         }
         const T* b = segment.b + group * segment.b_group;
