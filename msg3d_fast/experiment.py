@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import torch
 
-from . import data, ops
+from . import _library, data, ops
 from .checkpoint import load_checkpoint
 from .config import Config
 from .errors import UserError
@@ -21,6 +21,8 @@ def choose_backend(config: Config, device: torch.device) -> tuple[str, str]:
     backend = ops.resolve_backend(config.model.backend)
     if device.type == "cuda" and backend == "native":
         return "reference", "this version has no CUDA kernels: running the reference backend on CUDA"
+    if backend == "native":
+        _library.require()
     return backend, ""
 
 

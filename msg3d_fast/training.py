@@ -96,6 +96,7 @@ class Trainer:
             )
         if config.test.checkpoint == "best" and config.data.val_split is None:
             raise UserError("test.checkpoint is best, but data.val_split is null; set one, or --test.checkpoint=last")
+        backend, note = choose_backend(config, device)
         self.config, self.folder, self.device = config, folder, device
         saved = load_file(folder / "last.ckpt") if resume and (folder / "last.ckpt").exists() else None
         if saved is not None:
@@ -104,11 +105,9 @@ class Trainer:
         self.fingerprint = clips.fingerprint()
         slots = person_slots(config, clips)
         self.train = make_pipeline(config, clips, config.data.train_split, slots, training=True)
-        split, clips_per_sample = config.data.val_split, config.test.num_clips
+        split = config.data.val_split
         self.validation = None if split is None else make_pipeline(config, clips, split, slots)
-        self.test = make_pipeline(config, clips, config.data.test_split, slots, num_clips=clips_per_sample)
-
-        backend, note = choose_backend(config, device)
+        self.test = make_pipeline(config, clips, config.data.test_split, slots, num_clips=config.test.num_clips)
         torch.manual_seed(config.seed)
         self.model = build_model(config, clips, backend).to(device)
         t = config.train
@@ -122,9 +121,7 @@ class Trainer:
         if world > 1:
             self.replica = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.steps = math.ceil(len(self._order(0)) / t.batch_size)
-        self._local = torch.zeros(
-            3, dtype=torch.float64
-        )  # this process's part of the epoch's sums since they were added up
+        self._local = torch.zeros(3, dtype=torch.float64)  # what this process has yet to add to the epoch's sums
         for note in clips.notes:
             self._say(note)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6

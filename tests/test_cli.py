@@ -50,6 +50,14 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"msg3d-fast {verb}" in text.split("example:")[1]
 
 
+def test_missing_library_is_one_line(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "_reason", "the native library is missing: no compiler")
+    line = fails(capsys, *train(tmp_path / "run", clips, "--model.backend=native"))
+    assert "no compiler" in line
+
+
 def test_help_lists_the_verbs_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     text = capsys.readouterr().out
