@@ -102,6 +102,8 @@ def compare(
         others()
         ours()
         one_round = time.perf_counter() - start
+        if one_round > seconds / 4:
+            break
     for series in taken.values():
         series.clear()
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / one_round)))

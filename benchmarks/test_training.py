@@ -15,12 +15,15 @@ ALL_PRESENT, NTU_MIX = (2,), (2, 1, 1, 1, 1)
 STEPS = {"all present": (4, ALL_PRESENT), "NTU's mix": (16, NTU_MIX)}  # clips, persons in turn
 
 
-def check(contender: str, layout: str, present: tuple[int, ...]) -> None:
+def check(layout: str, present: tuple[int, ...]) -> None:
     """Assert parity of all gradients with float64 on three clips."""
-    ours, eager, exact = Trainer(contender, layout), Trainer("eager", layout), Trainer("eager", layout)
-    exact.model.double()
     x, y = clips(layout, 3, 100, present), labels(3)
-    assert_parity(ours.gradients(x, y), eager.gradients(x, y), exact.gradients(x.double(), y))
+    plain = Trainer("eager", layout)
+    eager = plain.gradients(x, y)
+    plain.model.double()
+    exact = plain.gradients(x.double(), y)
+    for contender in ("fast", "low"):
+        assert_parity(Trainer(contender, layout).gradients(x, y), eager, exact)
 
 
 @pytest.mark.parametrize("persons", STEPS)
@@ -29,8 +32,7 @@ def check(contender: str, layout: str, present: tuple[int, ...]) -> None:
 )
 def test_step(benchmark, request, skeleton: str, persons: str) -> None:
     layout, (N, present) = LAYOUTS[skeleton], STEPS[persons]
-    for contender in ("fast", "low"):
-        check(contender, layout, present)
+    check(layout, present)
     x, y = clips(layout, N, 100, present), labels(N)
     trainers = {name: Trainer(name, layout) for name in Trainer.CONTENDERS}
     missing = {"torch.compile": "takes minutes to compile: --compile-training"}
@@ -83,7 +85,7 @@ def test_saved_for_backward(benchmark, skeleton: str, contender: str) -> None:
     )
 
 
-@pytest.mark.parametrize("frames", [50, 100, 200, 300])
+@pytest.mark.parametrize("frames", [100, 200, 300])
 @pytest.mark.parametrize("contender", Trainer.CONTENDERS)
 def test_peak_memory(benchmark, contender: str, frames: int) -> None:
     """How far a step of two clips raises the resident memory of a process of its own."""
