@@ -1,0 +1,79 @@
+// Runs the folded network without torch, to be built with sanitizers or for another processor: reads the cases that
+// tests/test_inference_native.py wrote, keeps to an arena of exactly the size asked for and filled with NaN, and
+// compares with the features that came with them. Prints "ok" and the number of cases.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "kernels/folded/forward.h"
+#include "kernels/gemm/gemm.h"
+
+namespace {
+
+using namespace msg3d;
+
+void run_on_threads(int workers, void (*body)(void*, int), void* context) {
+  std::vector<std::thread> threads;
+  for (int worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
+  for (std::thread& thread : threads) thread.join();
+}
+
+template <typename T>
+std::vector<T> read(FILE* file, int64_t count) {
+  std::vector<T> values(count);
+  if (std::fread(values.data(), sizeof(T), count, file) != static_cast<std::size_t>(count)) {
+    std::fprintf(stderr, "the file ends early\n");
+    std::exit(2);
+  }
+  return values;
+}
+
+template <typename T>
+double run(FILE* file, int64_t num_sizes, int64_t num_weights, int64_t num_persons, int64_t frames, int workers) {
+  const std::vector<int64_t> sizes = read<int64_t>(file, num_sizes);
+  const std::vector<T> weights = read<T>(file, num_weights);
+  folded::Network<T> network;
+  if (!network.read(sizes.data(), num_sizes, weights.data(), num_weights)) return INFINITY;
+  const int64_t person_size = frames * network.joints * network.channels;
+  const std::vector<T> clips = read<T>(file, num_persons * person_size);
+  const std::vector<double> expected = read<double>(file, num_persons * network.features());
+  std::vector<double> found(expected.size(), NAN);
+  std::vector<folded::Person<T>> persons;
+  for (int64_t i = 0; i < num_persons; ++i) {
+    persons.push_back({&clips[i * person_size], i % network.persons, &found[i * network.features()]});
+  }
+  const int64_t arena_size = folded::arena_size(network, num_persons, frames, workers);
+  const std::unique_ptr<T[]> arena(new T[arena_size]);
+  std::fill(arena.get(), arena.get() + arena_size, std::numeric_limits<T>::quiet_NaN());
+  const Pool pool{workers, run_on_threads};
+  folded::features<T>(network, persons.data(), num_persons, frames, arena.get(), {pool, gemm<T>(current_isa()).fused});
+  double error = 0, scale = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double deviation = std::abs(found[i] - expected[i]);
+    error = deviation <= error ? error : deviation;  // NaN stays
+    scale = std::fmax(scale, std::abs(expected[i]));
+  }
+  return error / scale / std::numeric_limits<T>::epsilon();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  FILE* file = argc > 1 ? std::fopen(argv[1], "rb") : nullptr;
+  if (!file) return 2;
+  const int64_t cases = read<int64_t>(file, 1)[0];
+  for (int64_t i = 0; i < cases; ++i) {
+    const std::vector<int64_t> header = read<int64_t>(file, 5);  // bytes per value, sizes, weights, persons, frames
+    const auto run_case = header[0] == 4 ? run<float> : run<double>;
+    const double error = run_case(file, header[1], header[2], header[3], header[4], 1 + static_cast<int>(i % 3));
+    if (!(error < 64)) {
+      std::fprintf(stderr, "case %d: error of %g units of rounding\n", static_cast<int>(i), error);
+      return 1;
+    }
+  }
+  std::printf("ok %d\n", static_cast<int>(cases));
+}

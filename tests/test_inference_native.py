@@ -1,0 +1,79 @@
+"""The folded kernels without torch: under sanitizers, and cross-compiled for aarch64 and run by an emulator."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_inference import build, clips
+
+from msg3d_fast import _library
+from msg3d_fast.inference import fuse
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not _library.available(), reason="the native library gives the numbers to compare with"),
+]
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "csrc" / "kernels"
+CASES = [
+    (dtype, arguments, T)
+    for dtype in (torch.float32, torch.float64)
+    for arguments, T in (
+        ({"layout": "coco"}, 21),
+        ({"layout": "nturgb+d", "base_channels": 20, "num_person": 3}, 1),
+        ({"layout": "hand21", "base_channels": 7, "in_channels": 5}, 10),
+        ({"layout": "coco", "num_gcn_scales": 1, "num_g3d_scales": 1}, 70),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of networks, clips and the features that the library in use computes from them."""
+    path = tmp_path_factory.mktemp("folded") / "cases"
+    with path.open("wb") as file:
+        file.write(np.int64(len(CASES)).tobytes())
+        for dtype, arguments, T in CASES:
+            model = build(**arguments).to(dtype)
+            fused, x = fuse(model), clips(model, 2, T).to(dtype)
+            packed = fused.sizes, fused.weights
+            features, _ = torch.ops.msg3d_fast.folded_features(x, *packed, fused.fc_weight.shape[1], False)
+            header = [x.element_size(), *map(len, packed), len(features), T]
+            for part in (np.array(header), *packed, x, features):
+                file.write(np.ascontiguousarray(part).tobytes())
+    return path
+
+
+def compile_program(target: Path, compiler: str, *flags: str) -> Path:
+    names = ["portable.cpp", "isa.cpp", *(["avx2.cpp", "avx512.cpp"] if "-mavx2" in flags else [])]
+    sources = [*(KERNELS / "folded").glob("*.cpp"), *(KERNELS / "gemm" / name for name in names)]
+    sources.append(ROOT / "tests" / "native" / "folded.cpp")
+    command = [compiler, "-std=c++17", *flags, f"-I{ROOT / 'csrc'}", "-pthread", *map(str, sources), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+def test_under_sanitizers(cases: Path, tmp_path: Path) -> None:
+    """Address and undefined-behaviour sanitizers; the registers that the tiles pin are left to the compiler."""
+    flags = ["-O1", "-g", "-mavx2", "-mfma", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += ["-DMSG3D_KEEP_IN_REGISTER(v)=", "-Wno-psabi"]
+    program = compile_program(tmp_path / "sanitized", os.environ.get("CXX", "c++"), *flags)
+    ran = subprocess.run([program, cases], capture_output=True, text=True)
+    assert ran.stdout == f"ok {len(CASES)}\n", ran.stdout + ran.stderr
+
+
+EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+
+
+@pytest.mark.skipif(
+    not (EMULATOR and shutil.which("aarch64-linux-gnu-g++")),
+    reason="needs a cross compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user-static",
+)
+def test_on_emulated_aarch64(cases: Path, tmp_path: Path) -> None:
+    program = compile_program(tmp_path / "aarch64", "aarch64-linux-gnu-g++", "-O3", "-static")
+    ran = subprocess.run([EMULATOR, program, cases], capture_output=True, text=True)
+    assert ran.stdout == f"ok {len(CASES)}\n", ran.stdout + ran.stderr
