@@ -160,10 +160,11 @@ def growth(results: list[Record]) -> list[list[str]]:
 
 
 def blocks(results: list[Record]) -> list[list[str]]:
-    """Return the rows of the table of blocks: forward and with backward, ours and eager's time in ms."""
+    """Return the rows of the table of blocks and operators: forward and with backward, ours and eager's time in ms."""
     rows = []
-    for r in of_kind(results, "block forward"):
-        back = of_kind(results, "block backward", skeleton=r["case"]["skeleton"], block=r["case"]["block"])
+    for r in of_kind(results, "block forward") + of_kind(results, "operator forward"):
+        same = {key: r["case"][key] for key in ("skeleton", "block")}
+        back = of_kind(results, r["kind"].replace("forward", "backward"), **same)
         cells = [f"{r['case']['skeleton']} {r['case']['block']}", r["case"]["module"]]
         for record in [r, *back]:
             eager = record["rivals"]["eager"]["median"]
@@ -182,7 +183,8 @@ def markdown(found: dict[str, Any]) -> str:
         parts.append(times(results))
     missing = {f"- not measured in {describe(r)}: {name}: {why}" for r in results for name, why in _missing(r)}
     parts.append("\n".join(sorted(missing)))
-    parts.append(table(["figure", "measured", "", "aim", "reached"], figure_rows(results)))
+    if rows := figure_rows(results):
+        parts.append(table(["figure", "measured", "", "aim", "reached"], rows))
     peaks = [r["case"] | {"MB": f"{r['bytes_per_clip'] / 1e6:.0f}"} for r in of_kind(results, "peak memory")]
     if peaks:
         frames = sorted({p["frames"] for p in peaks})
@@ -194,7 +196,7 @@ def markdown(found: dict[str, Any]) -> str:
         parts.append("Exponents of growth:\n\n" + table(header, rows))
     if rows := blocks(results):
         header = ["block", "", "forward", "eager", "×", "with backward", "eager", "×"]
-        parts.append("Blocks, ms:\n\n" + table(header, rows))
+        parts.append("Blocks and operators, ms:\n\n" + table(header, rows))
     return "\n\n".join(part for part in parts if part)
 
 

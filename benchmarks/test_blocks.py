@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msg3d_fast import Recognizer
-
 from .harness import assert_parity, compare
 from .workload import LAYOUTS, Block, block_names, blocks, network
 
@@ -19,11 +17,8 @@ pytestmark = pytest.mark.full
 N, T = 1, 100
 
 
-NAMES = block_names(Recognizer(base_channels=6, num_gcn_scales=1, num_g3d_scales=1, backend="reference"))
-
-
 @lru_cache(maxsize=2)
-def found(layout: str, backend: str) -> dict[str, Block]:
+def network_blocks(layout: str, backend: str) -> dict[str, Block]:
     """Return {name: block} of the default network."""
     return {block.name: block for block in blocks(network(layout, backend), N, T)}
 
@@ -53,10 +48,10 @@ def backward(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 @pytest.mark.parametrize("direction", [forward, backward], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", block_names())
 @pytest.mark.parametrize("skeleton", LAYOUTS)
 def test_block(benchmark, skeleton: str, name: str, direction: Callable) -> None:
-    block, rival = (found(LAYOUTS[skeleton], backend)[name] for backend in ("native", "reference"))
+    block, rival = (network_blocks(LAYOUTS[skeleton], backend)[name] for backend in ("native", "reference"))
     x = torch.randn(block.shape, generator=torch.Generator().manual_seed(2))
     ours = direction(block.module, x.contiguous(memory_format=torch.channels_last))
     eager = direction(rival.module, x)

@@ -1,6 +1,6 @@
 """The bare operator against the reference's sequence of operations, on the graph convolutions of the default network.
 
-coco-17, two clips of two persons, T = 100. The channels of each layer are those after the paths split: 3, 96, 192.
+One clip of two persons, 100 frames; sizes are read off the network.
 """
 
 from collections.abc import Callable
@@ -10,58 +10,63 @@ import torch
 from torch import Tensor
 
 from msg3d_fast import ops
+from msg3d_fast.modules import STMSGCN
 
 from .harness import assert_parity, compare
+from .test_blocks import network_blocks
+from .workload import LAYOUTS, block_names
 
-N, V = 4, 17
-LAYERS = {  # C, T, K, O, window_size, window_stride
-    "stage1 gcn": (3, 100, 13, 96, 1, 1),
-    "stage1 w3": (3, 100, 6, 96, 3, 1),
-    "stage1 w5": (3, 100, 6, 96, 5, 1),
-    "stage2 gcn": (96, 100, 13, 96, 1, 1),
-    "stage2 w3": (96, 100, 6, 96, 3, 2),
-    "stage2 w5": (96, 100, 6, 96, 5, 2),
-    "stage3 gcn": (192, 50, 13, 192, 1, 1),
-    "stage3 w3": (192, 50, 6, 192, 3, 2),
-    "stage3 w5": (192, 50, 6, 192, 5, 2),
-}
+pytestmark = pytest.mark.full
 
 
-def inputs(layer: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    C, T, K, O, tau, _ = LAYERS[layer]  # noqa: E741
+def inputs(layout: str, name: str, backend: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[int]]:
+    """Return random leaves (x, A, weight, bias), x in the backend's format, and the window's size, stride, dilation."""
+    block = network_blocks(layout, "reference")[name]
+    conv = block.module
     generator = torch.Generator().manual_seed(0)
-    shapes = (N, C, T, V), (K, tau * V, tau * V), (O, K, C), (O,)
-    drawn = [torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes]
-    return [tensor.to(dtype).requires_grad_() for tensor in drawn]
+    shapes = block.shape, conv.A.shape, (conv.out_channels, conv.num_scales, conv.in_channels), (conv.out_channels,)
+    x, *parameters = [torch.randn(shape, generator=generator).to(dtype) / shape[-1] ** 0.5 for shape in shapes]
+    if backend == "native":
+        x = x.contiguous(memory_format=torch.channels_last)
+    window = [conv.window_size, conv.window_stride, conv.window_dilation]
+    return [tensor.requires_grad_() for tensor in (x, *parameters)], window
 
 
-def forward(layer: str, backend: str, tensors: list[Tensor]) -> Callable[[], Tensor]:
+def forward(backend: str, tensors: list[Tensor], window: list[int]) -> Callable[[], Tensor]:
     def call() -> Tensor:
         with torch.no_grad():
-            return ops.ms_g3d(*tensors, *LAYERS[layer][-2:], backend=backend)
+            return ops.ms_g3d(*tensors, *window, backend=backend)
 
     return call
 
 
-def forward_and_backward(layer: str, backend: str, tensors: list[Tensor]) -> Callable[[], Tensor]:
-    gy = torch.randn(forward(layer, backend, tensors)().shape, generator=torch.Generator().manual_seed(1))
+def backward(backend: str, tensors: list[Tensor], window: list[int]) -> Callable[[], Tensor]:
+    """Return a call that runs forward and backward and gives all gradients in one vector."""
+    y = forward(backend, tensors, window)()
+    seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     if backend == "native":
-        gy = gy.contiguous(memory_format=torch.channels_last)
+        seed = seed.contiguous(memory_format=torch.channels_last)
 
     def call() -> Tensor:
-        y = ops.ms_g3d(*tensors, *LAYERS[layer][-2:], backend=backend)
-        return torch.cat([grad.flatten() for grad in torch.autograd.grad(y, tensors, gy.to(y.dtype))])
+        y = ops.ms_g3d(*tensors, *window, backend=backend)
+        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(y, tensors, seed)])
 
     return call
 
 
-@pytest.mark.parametrize("direction", [forward, forward_and_backward], ids=["forward", "both"])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_graph_convolution(benchmark, layer: str, direction: Callable) -> None:
-    tensors = inputs(layer)
-    x, *parameters = tensors
-    channels_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    ours = direction(layer, "native", [channels_last, *parameters])
-    eager = direction(layer, "reference", tensors)
-    assert_parity(ours(), eager(), direction(layer, "reference", inputs(layer, torch.float64))())
-    compare(benchmark, ours, {"eager": eager}, seconds=1.5, kind=f"op {direction.__name__}", case={"layer": layer})
+@pytest.mark.parametrize("direction", [forward, backward])
+@pytest.mark.parametrize("name", block_names((STMSGCN,)))
+@pytest.mark.parametrize("skeleton", LAYOUTS)
+def test_operator(benchmark, skeleton: str, name: str, direction: Callable) -> None:
+    layout = LAYOUTS[skeleton]
+    ours = direction("native", *inputs(layout, name, "native"))
+    eager = direction("reference", *inputs(layout, name, "reference"))
+    assert_parity(ours(), eager(), direction("reference", *inputs(layout, name, "reference", torch.float64))())
+    compare(
+        benchmark,
+        ours,
+        {"eager": eager},
+        seconds=1.5,
+        kind=f"operator {direction.__name__}",
+        case={"skeleton": skeleton, "block": name, "module": "ops.ms_g3d"},
+    )

@@ -136,9 +136,10 @@ def recorded_shapes(model: Recognizer, N: int, T: int, kinds: tuple[type[nn.Modu
     return shapes
 
 
-def block_names(model: Recognizer) -> list[str]:
-    """Return the names of all blocks and graph convolutions, which depend on neither skeleton nor width."""
-    return [name for name, module in model.backbone.named_modules() if isinstance(module, BLOCKS)]
+def block_names(kinds: tuple[type[nn.Module], ...] = BLOCKS) -> list[str]:
+    """Return the names of the network's blocks and graph convolutions, which depend on neither skeleton nor width."""
+    small = Recognizer(base_channels=6, num_gcn_scales=1, num_g3d_scales=1, backend="reference")
+    return [name for name, module in small.backbone.named_modules() if isinstance(module, kinds)]
 
 
 def blocks(model: Recognizer, N: int, T: int) -> list[Block]:

@@ -100,7 +100,7 @@ def test_blocks_are_all_blocks_of_the_network():
     found = workload.blocks(model, N=1, T=20)
     # Each stage: a graph convolution per frame, three temporal blocks, a window block and its two graph convolutions.
     assert len(found) == 3 * 7
-    assert {block.name for block in found} == set(workload.block_names(model))
+    assert {block.name for block in found} == set(workload.block_names())
     shapes = {block.name: block.shape for block in found}
     assert shapes["sgcn1.0"] == (2, 3, 20, 17)
     assert shapes["tcn3"] == (2, 48, 5, 17)
