@@ -2,9 +2,10 @@
 
     y[n,o,t,w,v] = bias[o] + sum_k sum_c weight[o,k,c] * sum_{w',u} A[k,(w,v),(w',u)] * x[n,c, t*s + w'*d - p, u]
 
-Windows of tau frames (stride s, dilation d, p = ((tau-1)*d)//2 zero frames on either side) are unfolded, every scale k aggregates over
-the nodes (w, v), numbered w*V + v, and a 1x1 convolution over the channels (k, c), scale-major, mixes them. The sequence of operations is
-that of ST_MSGCN in MMAction2 and pyskl. Shapes stand in the names. Imports torch and nothing else; any device, any floating type.
+Windows of tau frames (stride s, dilation d, p = ((tau-1)*d)//2 zero frames on either side) are unfolded, every scale k
+aggregates over the nodes (w, v), numbered w*V + v, and a 1x1 convolution over the channels (k, c), scale-major, mixes
+them. The sequence of operations is that of ST_MSGCN in MMAction2 and pyskl. Shapes stand in the names. Imports torch and
+nothing else; any device, any floating type.
 """
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 
 def unfold_windows(x_NCTV: Tensor, window_size: int, window_stride: int = 1, window_dilation: int = 1) -> Tensor:
-    """Gather the frames of every window side by side: (N, C, T, V) -> (N, C, T_out, tau*V), element [.., t, w*V + v]."""
+    """Put the frames of a window side by side: (N, C, T, V) -> (N, C, T_out, tau*V), element [.., t, w*V + v]."""
     N, C, _, V = x_NCTV.shape
     padding = ((window_size - 1) * window_dilation) // 2
     columns = F.unfold(
