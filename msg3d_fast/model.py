@@ -106,11 +106,10 @@ class MSG3D(nn.Module):
         self._check(x)
         N, M, T, V, C = x.shape
         x = self.data_bn(x.permute(0, 1, 3, 4, 2).reshape(N, M * V * C, T))
-        x = x.view(N, M, V, C, T)
-        if self.backend == "reference":  # in the memory format that upstream runs in
-            x = x.permute(0, 1, 3, 4, 2).reshape(N * M, C, T, V)
-        else:
-            x = x.permute(0, 1, 4, 2, 3).reshape(N * M, T, V, C).permute(0, 3, 1, 2)  # (N*M, C, T, V), channels_last
+        x = x.view(N * M, V, C, T).permute(0, 2, 3, 1)  # (N*M, C, T, V)
+        # The reference runs in the memory format that upstream runs in.
+        upstream = self.backend == "reference"
+        x = x.contiguous(memory_format=torch.contiguous_format if upstream else torch.channels_last)
         x = self.tcn1(F.relu(self.sgcn1(x) + self.gcn3d1(x), inplace=True))
         x = self.tcn2(F.relu(self.sgcn2(x) + self.gcn3d2(x), inplace=True))
         x = self.tcn3(F.relu(self.sgcn3(x) + self.gcn3d3(x), inplace=True))

@@ -290,7 +290,8 @@ class PointwiseConv(nn.Conv2d):
             return super().forward(x)
         # In channels_last memory oneDNN's own strided 1x1 convolution (torch 2.13, CPU) writes past its buffers where C
         # is no multiple of 8.
-        return F.conv2d(x[:, :, :: self.stride[0]], self.weight, self.bias)
+        x = x[:, :, :: self.stride[0]].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, self.weight, self.bias)
 
 
 class TemporalConv(nn.Module):

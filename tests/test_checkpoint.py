@@ -114,12 +114,12 @@ def test_the_two_silent_mistakes_change_the_logits(tmp_path: Path) -> None:
     """Keeping MMAction2's A, or forgetting to transpose A_res, loads without an error in every upstream."""
     model = lived_in(layout="nturgb+d", flavour="original")
     x, state = clip(model), model.state_dict()
-    kept_A, untransposed = dict(state), dict(state)
+    kept_A, untransposed = ({key: value.clone() for key, value in state.items()} for _ in range(2))
     for key, value in state.items():
         if key.endswith(".A") and value.ndim == 3:
             kept_A[key] = adjacency("nturgb+d", len(value), value.shape[1] // 25)
         if key.endswith(".PA"):
-            untransposed[key] = value.mT
+            untransposed[key] = value.mT.clone()
     right = model(x)
     save_checkpoint(model, tmp_path / "a.pt", format="original")
     for wrong in (kept_A, untransposed):
