@@ -5,9 +5,11 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include "torch/collapse.h"
 #include "torch/folded.h"
 #include "torch/info.h"
 #include "torch/ms_g3d.h"
+#include "torch/mstcn.h"
 
 STABLE_TORCH_LIBRARY(msg3d_fast, m) {
   m.def(
@@ -29,6 +31,31 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent)"
       " -> (Tensor features, Tensor present)");
 
+  m.def(
+      "collapse(Tensor x, Tensor weight, Tensor norm_x, Tensor norm_c, Tensor? other, Tensor? multiplicity, float eps)"
+      " -> (Tensor y, Tensor c, Tensor statistics)");
+  m.def(
+      "collapse_backward(Tensor gy, Tensor c, Tensor statistics, Tensor x, Tensor weight, Tensor norm_x, Tensor norm_c,"
+      " Tensor? multiplicity, float eps)"
+      " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_norm_x, Tensor grad_norm_c)");
+  m.def(
+      "batch_norm(Tensor x, Tensor norm, Tensor? multiplicity, bool act, float eps) -> (Tensor y, Tensor statistics)");
+  m.def(
+      "batch_norm_backward(Tensor gy, Tensor y, Tensor statistics, Tensor x, Tensor norm, Tensor? multiplicity, bool "
+      "act,"
+      " float eps) -> (Tensor grad_x, Tensor grad_norm)");
+  m.def(
+      "mstcn(Tensor x, Tensor weight_in, Tensor weight_time, Tensor? weight_residual, Tensor norm_p, Tensor norm_z,"
+      " Tensor? norm_r, Tensor? multiplicity, int[] dilations, int stride, bool identity, bool act, float eps)"
+      " -> (Tensor y, Tensor p, Tensor z, Tensor r, Tensor statistics)");
+  m.def(
+      "mstcn_backward(Tensor gy, Tensor y, Tensor p, Tensor z, Tensor r, Tensor statistics, Tensor x, Tensor weight_in,"
+      " Tensor weight_time, Tensor? weight_residual, Tensor norm_p, Tensor norm_z, Tensor? norm_r, Tensor? "
+      "multiplicity,"
+      " int[] dilations, int stride, bool identity, bool act, float eps)"
+      " -> (Tensor grad_x, Tensor grad_weight_in, Tensor grad_weight_time, Tensor grad_weight_residual,"
+      " Tensor grad_norm_p, Tensor grad_norm_z, Tensor grad_norm_r)");
+
   m.def("format_conversions() -> int");
   m.def("info() -> str");
   m.def("set_isa(str name) -> bool");
@@ -39,6 +66,12 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::ms_g3d_backward_parameters));
   m.impl("folded_features", TORCH_BOX(&msg3d::binding::folded_features));
+  m.impl("collapse", TORCH_BOX(&msg3d::binding::collapse));
+  m.impl("collapse_backward", TORCH_BOX(&msg3d::binding::collapse_backward));
+  m.impl("batch_norm", TORCH_BOX(&msg3d::binding::batch_norm));
+  m.impl("batch_norm_backward", TORCH_BOX(&msg3d::binding::batch_norm_backward));
+  m.impl("mstcn", TORCH_BOX(&msg3d::binding::mstcn));
+  m.impl("mstcn_backward", TORCH_BOX(&msg3d::binding::mstcn_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CompositeExplicitAutograd, m) {

@@ -13,16 +13,17 @@ MMAction2's. Sources: Liu et al., CVPR 2020, section 4.1; mmaction2 `projects/ms
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ops
+from . import absent, blocks, ops
 from .errors import UserError
 from .graph import Layout, binary_adjacency, check_flavour, get_layout, layouts_with
-from .modules import MSGCN, MSTCN, MWMSG3DBlock
+from .modules import MSGCN, MSTCN, Chain, MWMSG3DBlock
 
 
 class MSG3D(nn.Module):
@@ -38,6 +39,10 @@ class MSG3D(nn.Module):
         tcn_dropout: probability after tcn1, tcn2 and tcn3.
         flavour: "mmaction2", "pyskl" (another initialisation) or "original" (the authors' graph and normalisation).
         backend: None ($MSG3D_BACKEND, else native), "native", "reference" or "emulated".
+        memory: in training with the native backend, "fast" or "low": keep less for the backward pass, compute more.
+        skip_absent: compute persons who are absent (zero through a whole clip) once for each slot. The result is the
+            same. Not with the reference backend, in training with tcn_dropout or layers that are not fused (see
+            `blocks.begin`), where the clips require gradients, nor while torch compiles.
 
     Raises:
         UserError: an argument that no network can be built from; in forward, a clip that does not fit.
@@ -56,6 +61,8 @@ class MSG3D(nn.Module):
         tcn_dropout: float = 0.0,
         flavour: str = "mmaction2",
         backend: str | None = None,
+        memory: str = "fast",
+        skip_absent: bool = True,
     ) -> None:
         super().__init__()
         self.layout = layout = get_layout(layout)
@@ -72,6 +79,9 @@ class MSG3D(nn.Module):
             )
         self.num_person, self.in_channels = num_person, in_channels
         self.backend = ops.resolve_backend(backend)
+        if memory not in ("fast", "low"):
+            raise UserError(f"memory is {memory!r}, expected fast or low")
+        self.memory, self.skip_absent = memory, skip_absent
         self.register_buffer("A", binary_adjacency(layout, flavour))
         self.data_bn = nn.BatchNorm1d(num_person * layout.num_joints * in_channels)
 
@@ -87,33 +97,47 @@ class MSG3D(nn.Module):
                 backend=backend,
             )
 
-        def sgcn(channels: int, middle: int, out: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(
+        def sgcn(channels: int, middle: int, out: int, stride: int = 1) -> Chain:
+            return Chain(
                 MSGCN(num_gcn_scales, channels, middle, layout, flavour=flavour, backend=backend),
-                MSTCN(middle, out, stride=stride, flavour=flavour),
-                MSTCN(out, out, act=False, flavour=flavour),
+                MSTCN(middle, out, stride=stride, flavour=flavour, backend=backend),
+                MSTCN(out, out, act=False, flavour=flavour, backend=backend),
             )
 
         def tcn(channels: int) -> MSTCN:
-            return MSTCN(channels, channels, dropout=tcn_dropout, flavour=flavour)
+            return MSTCN(channels, channels, dropout=tcn_dropout, flavour=flavour, backend=backend)
 
         c1, c2, c3 = base_channels, 2 * base_channels, 4 * base_channels
         self.gcn3d1, self.sgcn1, self.tcn1 = g3d(in_channels, c1, expand=True), sgcn(in_channels, c1, c1), tcn(c1)
         self.gcn3d2, self.sgcn2, self.tcn2 = g3d(c1, c2, stride=2), sgcn(c1, c1, c2, stride=2), tcn(c2)
         self.gcn3d3, self.sgcn3, self.tcn3 = g3d(c2, c3, stride=2), sgcn(c2, c2, c3, stride=2), tcn(c3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        N, M, T, V, C = x.shape
-        x = self.data_bn(x.permute(0, 1, 3, 4, 2).reshape(N, M * V * C, T))
+    def forward(self, clips: Tensor) -> Tensor:
+        self._check(clips)
+        N, M, T, V, C = clips.shape
+        x = self.data_bn(clips.permute(0, 1, 3, 4, 2).reshape(N, M * V * C, T))
         x = x.view(N * M, V, C, T).permute(0, 2, 3, 1)  # (N*M, C, T, V)
         # The reference runs in the memory format that upstream runs in.
         upstream = self.backend == "reference"
         x = x.contiguous(memory_format=torch.contiguous_format if upstream else torch.channels_last)
-        x = self.tcn1(F.relu(self.sgcn1(x) + self.gcn3d1(x), inplace=True))
-        x = self.tcn2(F.relu(self.sgcn2(x) + self.gcn3d2(x), inplace=True))
-        x = self.tcn3(F.relu(self.sgcn3(x) + self.gcn3d3(x), inplace=True))
+        step = blocks.begin(self, x, self.backend, self.memory == "low")
+        merged = absent.merge(clips) if self._may_merge(clips, step) else None
+        if merged:
+            x = take(x, merged.rows)
+            step = step and replace(step, multiplicity=merged.multiplicity)
+        x = self.tcn1(F.relu(self.sgcn1(x, step) + self.gcn3d1(x, step), inplace=True), step)
+        x = self.tcn2(F.relu(self.sgcn2(x, step) + self.gcn3d2(x, step), inplace=True), step)
+        x = self.tcn3(F.relu(self.sgcn3(x, step) + self.gcn3d3(x, step), inplace=True), step)
+        if merged:
+            x = take(x, merged.row_of)
         return x.unflatten(0, (N, M))
+
+    def _may_merge(self, clips: Tensor, step: blocks.Step | None) -> bool:
+        if not self.skip_absent or self.backend == "reference" or type(clips) is not Tensor:
+            return False
+        if clips.device.type != "cpu" or clips.requires_grad or torch.compiler.is_compiling():
+            return False
+        return not self.training or (step is not None and not self.tcn1.drop.p)
 
     def _check(self, x: Tensor) -> None:
         check_clips(x, self.layout, self.num_person, self.in_channels, self.data_bn.weight.dtype)
@@ -122,6 +146,11 @@ class MSG3D(nn.Module):
                 "one clip of one frame has no statistics to train batch normalisation on; "
                 "give more clips or frames, or call model.eval()"
             )
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of x (N, C, T, V), channels_last like x."""
+    return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
 def check_clips(x: Tensor, layout: Layout, num_person: int, in_channels: int, dtype: torch.dtype) -> None:
@@ -179,11 +208,15 @@ class Recognizer(nn.Module):
         head_dropout: probability before the linear layer.
         flavour: "mmaction2", "pyskl" (another initialisation) or "original" (the authors' graph and normalisation).
         backend: None ($MSG3D_BACKEND, else native), "native", "reference" or "emulated".
+        memory: in training with the native backend, "fast" or "low": keep less for the backward pass, compute more.
+        skip_absent: compute persons who are absent (zero through a whole clip) once for each slot. The result is the
+            same. Not with the reference backend, in training with tcn_dropout or layers that are not fused (see
+            `blocks.begin`), where the clips require gradients, nor while torch compiles.
 
     Raises:
         UserError: an argument that no network can be built from; in forward, a clip that does not fit.
 
-    `hparams` holds these arguments, the backend apart, as JSON can: `Recognizer(**model.hparams)` builds the like.
+    `hparams` holds these arguments but for the last three, as JSON can: `Recognizer(**model.hparams)` builds the like.
     `source` is the format of the checkpoint that the weights came from, if they did.
     """
 
@@ -200,6 +233,8 @@ class Recognizer(nn.Module):
         head_dropout: float = 0.0,
         flavour: str = "mmaction2",
         backend: str | None = None,
+        memory: str = "fast",
+        skip_absent: bool = True,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -221,7 +256,7 @@ class Recognizer(nn.Module):
             **shape,
             "head_dropout": head_dropout,
         }
-        self.backbone = MSG3D(layout, **shape, backend=backend)
+        self.backbone = MSG3D(layout, **shape, backend=backend, memory=memory, skip_absent=skip_absent)
         self.cls_head = GCNHead(4 * base_channels, num_classes, head_dropout, flavour)
 
     @property

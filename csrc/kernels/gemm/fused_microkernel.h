@@ -4,6 +4,7 @@
 // of AVX2, four of 16 bytes. The tile's rows are what the registers leave room for.
 #pragma once
 
+#include "column_passes_impl.h"
 #include "fused_product.h"
 #include "microkernel.h"
 
@@ -104,7 +105,8 @@ struct FusedMicrokernel {
 
 template <typename Target, typename T>
 constexpr Gemm<T> all_products() {
-  return {Microkernel<Target, T>::kWidth, &Microkernel<Target, T>::product, &FusedMicrokernel<Target, T>::product};
+  return {Microkernel<Target, T>::kWidth, &Microkernel<Target, T>::product, &FusedMicrokernel<Target, T>::product,
+          ColumnLoops<Target, T>::table()};
 }
 
 }  // namespace msg3d

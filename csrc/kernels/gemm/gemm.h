@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "column_passes.h"
+
 namespace msg3d {
 
 template <typename T>
@@ -34,6 +36,7 @@ struct Gemm {
   int width;
   void (*product)(const PanelProduct<T>&);
   void (*fused)(const FusedProduct<T>&);
+  ColumnPasses<T> passes;
 };
 
 struct Isa {

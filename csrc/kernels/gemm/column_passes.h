@@ -1,0 +1,53 @@
+// What batch normalisation and its neighbours do to a block of rows, column by column: the passes that are no product.
+//
+// Rows lie `*_row` elements apart; a row's columns are contiguous. One table per instruction set, beside its products.
+#pragma once
+
+#include <cstdint>
+
+namespace msg3d {
+
+// out = act( x * scale + shift + other * other_scale ), `other` optional, its scale 1 if null.
+template <typename T>
+struct Combine {
+  int64_t rows, columns;
+  const T* x;
+  int64_t x_row;
+  const T *scale, *shift;
+  const T* other = nullptr;
+  int64_t other_row = 0;
+  const T* other_scale = nullptr;
+  bool relu = false;
+  T* out = nullptr;
+  int64_t out_row = 0;
+};
+
+// A gradient g, taken where `mask` is positive (everywhere if null), beside the x that was normalised:
+//   sums      sum[c] = sum_r g,   product[c] = sum_r g * (x - mean)
+//   backward  out = g * a + (x - mean) * b + c
+template <typename T>
+struct NormGradient {
+  int64_t rows, columns;
+  const T* g;
+  int64_t g_row;
+  const T* mask = nullptr;
+  int64_t mask_row = 0;
+  const T* x = nullptr;
+  int64_t x_row = 0;
+  const T* mean = nullptr;
+  T *sum = nullptr, *product = nullptr;
+  const T *a = nullptr, *b = nullptr, *c = nullptr;
+  T* out = nullptr;
+  int64_t out_row = 0;
+};
+
+template <typename T>
+struct ColumnPasses {
+  // The mean of every column, and the sum of squared deviations from it: two passes, for a block that a cache holds.
+  void (*moments)(int64_t rows, int64_t columns, const T* x, int64_t x_row, T* mean, T* squares);
+  void (*combine)(const Combine<T>&);
+  void (*sums)(const NormGradient<T>&);
+  void (*backward)(const NormGradient<T>&);
+};
+
+}  // namespace msg3d
