@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ops
+from . import blocks, ops
 from .errors import UserError
 from .graph import Layout, adjacency, check_flavour
 from .normalization import BatchNorm2d
@@ -89,7 +89,10 @@ class STMSGCN(nn.Module):
         self.register_buffer("A", A)
         self.mlp = MLP(num_scales * in_channels, [out_channels], act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        step = step or blocks.begin(self, x, self.backend)
+        if step:
+            return blocks.graph_convolution(self, x, step)
         conv, *rest = self.mlp.layers
         y = ops.ms_g3d(
             x,
@@ -193,9 +196,16 @@ class MSG3DBlock(nn.Module):
         self.out_conv = nn.Conv3d(embed_out, out_channels, (1, window_size, 1))
         self.out_bn = BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: blocks.Step | None = None, other: Tensor | None = None) -> Tensor:
         if self.in1x1 is not None:
             x = self.in1x1(x)
+        step = step or blocks.begin(self, x, self.gcn3d[1].backend)
+        if step:
+            return blocks.g3d(self, x, other, step)
+        y = self._by_layers(x)
+        return y if other is None else other + y
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         y = self.gcn3d(x)  # (N, E, T_out, tau*V)
         N, E, T, W = y.shape
         tau = self.window_size
@@ -253,12 +263,20 @@ class MWMSG3DBlock(nn.Module):
             for window_size, window_dilation in zip(window_sizes, window_dilations, strict=True)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.gcn3d
-        y = first(x)
-        for block in rest:
-            y = y + block(x)
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        y = None
+        for block in self.gcn3d:
+            y = block(x, step, y)
         return y
+
+
+class Chain(nn.Sequential):
+    """Blocks one after the other, in one training step."""
+
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        for block in self:
+            x = block(x, step)
+        return x
 
 
 class PointwiseConv(nn.Conv2d):
@@ -311,6 +329,7 @@ class MSTCN(nn.Module):
         act: end with a ReLU.
         dropout: probability after the activation.
         flavour: how convolutions start: "mmaction2" Kaiming-normal by fan-out with zero bias, else torch's own way.
+        backend: who computes a training step: "reference" layer by layer as upstream, else fused.
 
     Raises:
         UserError: fewer output channels than branches, or an even kernel.
@@ -327,8 +346,10 @@ class MSTCN(nn.Module):
         act: bool = True,
         dropout: float = 0.0,
         flavour: str = "mmaction2",
+        backend: str | None = None,
     ) -> None:
         super().__init__()
+        self.backend = ops.resolve_backend(backend)
         num_branches = len(dilations) + 2
         width = out_channels // num_branches
         if width < 1:
@@ -365,7 +386,10 @@ class MSTCN(nn.Module):
                     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
                     nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: blocks.Step | None = None) -> Tensor:
+        step = step or blocks.begin(self, x, self.backend)
+        if step:
+            return self.drop(blocks.mstcn(self, x, step))
         y = torch.cat([branch(x) for branch in self.branches], dim=1)
         if self.residual is not None:
             y = y + self.residual(x)
