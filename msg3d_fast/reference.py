@@ -4,8 +4,8 @@
 
 Windows of tau frames (stride s, dilation d, p = ((tau-1)*d)//2 zero frames on either side) are unfolded, every scale k
 aggregates over the nodes (w, v), numbered w*V + v, and a 1x1 convolution over the channels (k, c), scale-major, mixes
-them. The sequence of operations is that of ST_MSGCN in MMAction2 and pyskl. Shapes stand in the names. Imports torch and
-nothing else; any device, any floating type.
+them. The sequence of operations is that of ST_MSGCN in MMAction2 and pyskl. Shapes stand in the names. Imports torch
+alone; any device, any floating type.
 """
 
 import torch
