@@ -93,7 +93,7 @@ class TestConfig:
 
 @dataclass
 class Config:
-    name: str = option("", "name of the run folder; empty: the configuration's, and the stream where it is not j")
+    name: str = option("", "name of the run folder; empty: the configuration's, and the stream if overridden")
     seed: int = option(0, "of initialisation, sample order and augmentation", at_least=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -124,6 +124,7 @@ def load_config(name_or_file: str | Path, overrides: list[str] | tuple[str, ...]
     path = _find(str(name_or_file))
     config = Config()
     _fill(config, _read(path), prefix="", origin=path.name)
+    stream = config.data.stream
     for override in overrides:
         key, equals, text = override.lstrip("-").partition("=")
         if not equals:
@@ -132,7 +133,7 @@ def load_config(name_or_file: str | Path, overrides: list[str] | tuple[str, ...]
             )
         _set(config, key, _parse(text, key), origin="command line")
     if not config.name:
-        config.name = path.stem + ("" if config.data.stream == "j" else f"_{config.data.stream}")
+        config.name = path.stem + ("" if config.data.stream == stream else f"_{config.data.stream}")
     return config
 
 

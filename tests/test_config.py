@@ -58,6 +58,7 @@ def test_overrides_keep_their_types() -> None:
 def test_run_name_tells_configuration_and_stream() -> None:
     assert load_config("custom").name == "custom"
     assert load_config("custom", ["--data.stream=jm"]).name == "custom_jm"
+    assert load_config("quickstart").name == "quickstart"
 
 
 def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
