@@ -132,7 +132,9 @@ class Trainer:
         self._say(
             f"{parameters:.2f} M parameters, backend {backend} on {device}, {world} process(es){note and '; ' + note}"
         )
-        if self.position.epoch or self.position.step:
+        if self.position.epoch == t.epochs:
+            self._say(f"trained already, {t.epochs} epochs: {folder / 'last.ckpt'}")
+        elif self.position.epoch or self.position.step:
             self._say(f"going on from epoch {self.position.epoch + 1}, step {self.position.step} of {self.steps}")
 
     def run(self) -> None:
