@@ -1,6 +1,7 @@
 #include "temporal_unit.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace msg3d::folded {
 namespace {
@@ -11,23 +12,38 @@ bool reads_every_frame(const TemporalUnit<T>& unit, int64_t branch) {
   return branch >= kDilations || (branch + 1) % unit.stride != 0;
 }
 
-// y[t] = scale * max(h[t*stride - 1], h[t*stride], h[t*stride + 1]) + shift [+ x[t]]
+// 16 bytes: what every machine has. Compilers do not find the vectors in a maximum that respects NaN.
+template <typename T>
+struct Vector {
+  typedef T type __attribute__((vector_size(16)));
+  static constexpr int64_t kLanes = 16 / sizeof(T);
+
+  static type load(const T* p) {
+    type value;
+    std::memcpy(&value, p, sizeof(value));
+    return value;
+  }
+};
+
+// y[t] = scale * max(h[t*stride - 1], h[t*stride], h[t*stride + 1]) + shift, to which an identity residual adds x[t].
 template <typename T>
 void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end, T* y) {
-  const int64_t hidden = unit.hidden(), first = kDilations * unit.slot, row = joints * hidden;
-  for (int64_t t = begin; t < end; ++t) {
-    for (int64_t v = 0; v < joints; ++v) {
-      const T* now = h + ((t * unit.stride + unit.padding()) * joints + v) * hidden + first;
-      const T* add = unit.convolves_residual ? nullptr : x + (t * joints + v) * unit.in + first;
-      T* out = y + (t * joints + v) * unit.out + first;
-      for (int64_t c = 0; c < unit.slot; ++c) {
-        const T before = now[c - row], here = now[c], after = now[c + row];
-        T most = before > here ? before : here;
-        most = after > most ? after : most;
-        if (!(before == before && after == after)) most = before + after;  // NaN wins, as in torch
-        T value = unit.pool_scale[c] * most + unit.pool_shift[c] + (add ? add[c] : T(0));
-        out[c] = !unit.convolves_residual && unit.relu && value < 0 ? T(0) : value;
+  using V = typename Vector<T>::type;
+  constexpr auto load = &Vector<T>::load;
+  const auto larger = [](V a, V b) { return (a > b) | (a != a) ? a : b; };  // or the one that is not a number
+  const int64_t hidden = unit.hidden(), first = kDilations * unit.slot, frame = joints * hidden;
+  for (int64_t row = begin * joints; row < end * joints; ++row) {
+    const T* now = h + (row / joints * unit.stride + unit.padding()) * frame + row % joints * hidden + first;
+    const T* add = x + row * unit.in + first;
+    T* out = y + row * unit.out + first;
+    for (int64_t c = 0; c < unit.slot; c += Vector<T>::kLanes) {
+      const V most = larger(larger(load(now + c - frame), load(now + c)), load(now + c + frame));
+      V value = load(unit.pool_scale + c) * most + load(unit.pool_shift + c);
+      if (!unit.convolves_residual) {  // the product that follows adds a convolved one, then comes the ReLU
+        value += load(add + c);
+        if (unit.relu) value = larger(value, V{});
       }
+      std::memcpy(out + c, &value, sizeof(value));
     }
   }
 }
