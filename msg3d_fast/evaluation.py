@@ -23,6 +23,7 @@ from .config import Config, TestConfig
 from .data import Pipeline
 from .experiment import choose_backend, make_pipeline, open_clips
 from .graph import get_layout
+from .inference import fuse
 from .model import Recognizer
 from .progress import Progress
 from .run_folder import RunFolder
@@ -113,7 +114,8 @@ def predict_scores(
     """Class probabilities of every sample, each computed once, by one process or shared out over several.
 
     Args:
-        model: network, on the device to use; runs in eval mode and is handed back in the mode it came in.
+        model: network, on the device to use; runs in eval mode, folded on the CPU, and is handed back in the mode it
+            came in.
         pipeline: in test mode; the clips of a sample are averaged.
         batch_size: most clips per forward pass; does not change the result.
         average: "prob" or "score" as in `average_clips`; the mean of the logits goes through a softmax here.
@@ -125,6 +127,7 @@ def predict_scores(
     """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
+    net = fuse(model) if device.type == "cpu" and model.backend == "native" else model
     number = len(pipeline)
     scores = np.zeros((number, model.cls_head.fc.out_features))
     own = np.arange(number)[distributed.rank() :: distributed.world_size()]
@@ -133,7 +136,7 @@ def predict_scores(
         for start in range(0, len(own), samples):
             part = own[start : start + samples]
             x, _ = pipeline.batch(part, 0)  # (n, clips, M, T, V, C)
-            logits = torch.cat([model(piece.to(device)).double().cpu() for piece in x.flatten(0, 1).split(batch_size)])
+            logits = torch.cat([net(piece.to(device)).double().cpu() for piece in x.flatten(0, 1).split(batch_size)])
             averaged = average_clips(logits.numpy(), pipeline.num_clips, average)
             scores[part] = averaged if average == "prob" else average_clips(averaged, 1)
             progress.advance(len(part))

@@ -14,7 +14,7 @@ OPERATORS = {"_library", "errors", "reference", "ops"}
 MODEL = OPERATORS | {"absent", "blocks", "graph", "normalization", "modules", "model", "conversion", "checkpoint"}
 DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
-RUN = MODEL | DATA | SERVICES | {"experiment", "training", "evaluation", "baselines"}
+RUN = MODEL | DATA | SERVICES | {"inference", "experiment", "training", "evaluation", "baselines"}
 MAY_IMPORT = {
     "__init__": MODEL | DATA | {"inference"},
     "__main__": {"cli"},
