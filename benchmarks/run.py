@@ -20,6 +20,7 @@ import pytest
 from .report import compact, write
 
 FOLDER = Path(__file__).parent
+SELECTED = Path("runs/benchmarks/selected.json")  # a part must not replace the results of a whole run
 BUSY = 0.5  # load average at which ratios become doubtful
 
 
@@ -30,10 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     scope.add_argument("--full", action="store_true")
     parser.add_argument("--compile-training", action="store_true", help="torch.compile the training step too: minutes")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--out", type=Path, help="results file; default benchmarks/results/{quick,full}.json")
+    parser.add_argument(
+        "--out", type=Path, help="results file; default benchmarks/results/{quick,full}.json, with -k " + str(SELECTED)
+    )
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="only the cases that pytest -k selects")
     arguments = parser.parse_args(argv)
-    target = arguments.out or FOLDER / "results" / ("full.json" if arguments.full else "quick.json")
+    whole = FOLDER / "results" / ("full.json" if arguments.full else "quick.json")
+    target = arguments.out or (SELECTED if arguments.k else whole)
     if (load := os.getloadavg()[0]) > BUSY:
         print(f"The machine is busy (load average {load:.1f}): times and ratios will be off.", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:

@@ -104,4 +104,3 @@ def test_data_batches(benchmark, monkeypatch, store: ClipSet, stream: str, kept:
         kind="data",
         case={"skeleton": "coco-17", "clips": BATCH, "frames": LENGTH, "stream": STREAMS[stream], "kept": kept},
     )
-    benchmark.extra_info["clips_per_second"] = BATCH / benchmark.stats.stats.median
