@@ -31,10 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     scope.add_argument("--full", action="store_true")
     parser.add_argument("--compile-training", action="store_true", help="torch.compile the training step too: minutes")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument(
-        "--out", type=Path, help="results file; default benchmarks/results/{quick,full}.json, with -k " + str(SELECTED)
-    )
-    parser.add_argument("-k", default="", metavar="EXPRESSION", help="only the cases that pytest -k selects")
+    parser.add_argument("--out", type=Path, help="results file; default benchmarks/results/{quick,full}.json")
+    only = f"only the cases that pytest -k selects; kept in {SELECTED}"
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help=only)
     arguments = parser.parse_args(argv)
     whole = FOLDER / "results" / ("full.json" if arguments.full else "quick.json")
     target = arguments.out or (SELECTED if arguments.k else whole)
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     partial = target.with_suffix(".part")
     partial.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
     os.replace(partial, target)
-    print(f"\n{report}\n\nWrote {target} and the plots beside it.")
+    print(f"\n{report}\n\nWrote {target}; plots of what was measured stand beside it.")
     return status
 
 
