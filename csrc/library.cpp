@@ -24,6 +24,10 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       " -> (Tensor grad_A, Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
+      "ms_g3d_backward(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
+      " int window_dilation) -> (Tensor grad_x, Tensor grad_A, Tensor grad_weight)");
+
+  m.def(
       "ms_g3d_plan(str pass_name, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
       " int window_dilation, bool float64) -> str");
   m.def("ms_g3d_set_order(str name) -> bool");
@@ -66,6 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::ms_g3d_backward_parameters));
   m.impl("folded_features", TORCH_BOX(&msg3d::binding::folded_features));
+  m.impl("ms_g3d_backward", TORCH_BOX(&msg3d::binding::ms_g3d_backward));
   m.impl("collapse", TORCH_BOX(&msg3d::binding::collapse));
   m.impl("collapse_backward", TORCH_BOX(&msg3d::binding::collapse_backward));
   m.impl("batch_norm", TORCH_BOX(&msg3d::binding::batch_norm));

@@ -108,14 +108,8 @@ class _GraphConvolution(torch.autograd.Function):
         x, A, weight, norm, multiplicity, before, y, statistics = ctx.saved_tensors
         y = before if y is None else y  # without a ReLU it is not looked at
         g, grad_norm = _native.batch_norm_backward(gy, y, statistics, before, norm, multiplicity, ctx.act, 1e-5)
-        grads = _ms_g3d_backward(g, x, A, weight, ctx.window, ctx.needs_input_grad[0])
+        grads = _native.ms_g3d_backward(g, x, A, weight, *ctx.window)
         return *grads, weight.new_zeros(len(weight)), grad_norm, None, None, None
-
-
-def _ms_g3d_backward(g: Tensor, x: Tensor, A: Tensor, weight: Tensor, window: tuple[int, int, int], need_x: bool):
-    grad_A, grad_weight, _ = _native.ms_g3d_backward_parameters(g, x, A, weight, *window, True, True, False)
-    grad_x = _native.ms_g3d_backward_input(g, x, A, weight, *window) if need_x else None
-    return grad_x, grad_A, grad_weight
 
 
 def _graph(layer: Any) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
@@ -171,7 +165,7 @@ class _G3D(torch.autograd.Function):
             gy, folded, statistics, before, fold, norm_in, norm_out, multiplicity, 1e-5
         )
         del before
-        grads = _ms_g3d_backward(g, x, A, weight, ctx.window, ctx.needs_input_grad[0])
+        grads = _native.ms_g3d_backward(g, x, A, weight, *ctx.window)
         grad_bias, grad_fold_bias = weight.new_zeros(len(weight)), weight.new_zeros(len(fold))
         grad_other = gy if ctx.needs_input_grad[8] else None
         return *grads, grad_bias, grad_in, grad_fold, grad_fold_bias, grad_out, grad_other, None, None
@@ -295,6 +289,10 @@ def _fake_collapse_backward(
     return _like(x, *x.shape[1:]), *grads
 
 
+def _fake_ms_g3d_backward(gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _like(x, *x.shape[1:]), A.new_empty(A.shape), weight.new_empty(weight.shape)
+
+
 def _fake_mstcn(
     x: Tensor, weight_in: Tensor, weight_time: Tensor, weight_residual: Tensor | None, norm_p: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
@@ -312,7 +310,13 @@ def _fake_mstcn_backward(
 
 
 if _library.available():
-    for _fake in (_fake_batch_norm, _fake_collapse, _fake_mstcn):
-        torch.library.register_fake(f"msg3d_fast::{_fake.__name__.removeprefix('_fake_')}", _fake)
-    for _fake in (_fake_batch_norm_backward, _fake_collapse_backward, _fake_mstcn_backward):
+    for _fake in (
+        _fake_batch_norm,
+        _fake_batch_norm_backward,
+        _fake_collapse,
+        _fake_collapse_backward,
+        _fake_ms_g3d_backward,
+        _fake_mstcn,
+        _fake_mstcn_backward,
+    ):
         torch.library.register_fake(f"msg3d_fast::{_fake.__name__.removeprefix('_fake_')}", _fake)

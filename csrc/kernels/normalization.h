@@ -171,6 +171,7 @@ void GradientSums::add(const ColumnPasses<T>& passes, int64_t piece, int64_t fir
     }
     p.g += p.rows * p.g_row, p.x += p.rows * p.x_row;
     if (p.mask) p.mask += p.rows * p.mask_row;
+    if (p.out) p.out += p.rows * p.out_row;
   }
 }
 

@@ -214,6 +214,29 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
   return {grad_A, grad_weight, grad_bias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tensor& x, const Tensor& A,
+                                                   const Tensor& weight, int64_t window_size, int64_t window_stride,
+                                                   int64_t window_dilation) {
+  const ms_g3d::Problem p = check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  const int64_t width = x.scalar_type() == ScalarType::Float ? current_isa().f32.width : current_isa().f64.width;
+  const auto pass = ms_g3d::Pass::kBackwardParameters;
+  if (ms_g3d::make_plan(p, pass, width, x.element_size(), order_choice.load()).order != ms_g3d::Order::kProjectFirst) {
+    const auto [grad_A, grad_weight, _] =
+        ms_g3d_backward_parameters(gy, x, A, weight, window_size, window_stride, window_dilation, true, true, false);
+    return {ms_g3d_backward_input(gy, x, A, weight, window_size, window_stride, window_dilation), grad_A, grad_weight};
+  }
+  check_gy(gy, x, p);
+  const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});
+  const auto empty = [&](std::vector<int64_t> sizes) {
+    return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device());
+  };
+  const Tensor grad_A = empty({p.K, p.nodes(), p.nodes()}), grad_weight = empty({p.O, p.K, p.C});
+  with_call(p, pass, x, A, weight, std::nullopt, gy, [&](const auto& call) {
+    ms_g3d::backward(call, {output(grad_A, call), output(grad_weight, call), nullptr}, output(grad_x, call));
+  });
+  return {grad_x, grad_A, grad_weight};
+}
+
 std::string ms_g3d_plan(std::string pass, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O,
                         int64_t window_size, int64_t window_stride, int64_t window_dilation, bool float64) {
   const ms_g3d::Problem p{N, C, T, V, K, O, window_size, window_stride, window_dilation};

@@ -25,6 +25,11 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
                                                               int64_t window_stride, int64_t window_dilation,
                                                               bool need_A, bool need_weight, bool need_bias);
 
+// (grad_x, grad_A, grad_weight) in one walk, which costs less than the two above.
+std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tensor& x, const Tensor& A,
+                                                   const Tensor& weight, int64_t window_size, int64_t window_stride,
+                                                   int64_t window_dilation);
+
 // What make_plan says for these sizes on this machine, as JSON. pass: forward, backward_input or backward_parameters.
 std::string ms_g3d_plan(std::string pass, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O,
                         int64_t window_size, int64_t window_stride, int64_t window_dilation, bool float64);

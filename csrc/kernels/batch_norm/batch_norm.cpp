@@ -44,7 +44,6 @@ void backward(const Problem& p, const T* x, const T* norm, const T* multiplicity
     pass.rows = piece.frames(), pass.columns = p.C, pass.g_row = pass.mask_row = pass.x_row = pass.out_row = p.C;
     pass.g = gy + offset, pass.x = x + offset, pass.mean = state.mean.data(), pass.a = state.a.data();
     if (p.act) pass.mask = y + offset;
-    pass.out = grad_x + offset;
     return pass;
   };
   for_each_task(pool, pieces.count(),
@@ -56,6 +55,7 @@ void backward(const Problem& p, const T* x, const T* norm, const T* multiplicity
     state.weighted(multiplicity_of(multiplicity, piece.sample), 0, p.C, b.data(), &b[p.C]);
     NormGradient<T> pass = gradient(piece);
     pass.b = b.data(), pass.c = &b[p.C];
+    pass.out = grad_x + (piece.sample * p.rows + piece.first) * p.C;
     gemm.passes.backward(pass);
   });
 }

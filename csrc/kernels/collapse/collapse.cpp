@@ -62,11 +62,11 @@ void spread(const Call<T>& call, const T* by_output, const Chunks::Piece& piece,
     PanelProduct<T> outer{};
     outer.rows = p.E, outer.columns = width, outer.segments = piece.frames(), outer.depth = p.V;
     outer.a = normalized + w * p.V * p.E, outer.a_row = 1, outer.a_segment = p.nodes() * p.E, outer.a_depth = p.E;
-    outer.b_segment = p.V * p.O, outer.b_depth = p.O, outer.c_row = outer.start_row = padded;
+    outer.b_segment = p.V * p.O, outer.b_depth = p.O, outer.c_row = padded;
     for (int64_t first = 0; first < p.O; first += width) {
       outer.b = grad_c + first;
-      outer.start = outer.c = partial + w * p.E * padded + first;
-      call.gemm.product(outer);
+      outer.c = partial + w * p.E * padded + first;
+      accumulate(call.gemm, outer);
     }
   }
 }
@@ -170,7 +170,7 @@ void backward(const Call<T>& call, const T* c, const double* statistics_x, const
       NormGradient<T> sums{};
       sums.rows = piece.frames() * p.nodes(), sums.columns = p.E;
       T* g = gradients.x + offset;
-      for (int64_t j = 0; j < sums.rows * p.E; ++j) g[j] = normalized[j] > T(0) ? g[j] : T(0);
+      sums.mask = normalized, sums.mask_row = sums.out_row = p.E, sums.out = g;
       sums.g = g, sums.x = call.in.x + offset, sums.g_row = sums.x_row = p.E, sums.mean = norm_x.mean.data();
       sums_x.add(passes, i, 0, sums);
     }

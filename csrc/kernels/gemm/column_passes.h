@@ -23,8 +23,10 @@ struct Combine {
 };
 
 // A gradient g, taken where `mask` is positive (everywhere if null), beside the x that was normalised:
-//   sums      sum[c] = sum_r g,   product[c] = sum_r g * (x - mean)
+//   sums      sum[c] = sum_r g,   product[c] = sum_r g * (x - mean); out = g unless null
 //   backward  out = g * a + (x - mean) * b + c
+//   select    out = g; the mask is not null
+// out may be g.
 template <typename T>
 struct NormGradient {
   int64_t rows, columns;
@@ -48,6 +50,7 @@ struct ColumnPasses {
   void (*combine)(const Combine<T>&);
   void (*sums)(const NormGradient<T>&);
   void (*backward)(const NormGradient<T>&);
+  void (*select)(const NormGradient<T>&);
 };
 
 }  // namespace msg3d

@@ -22,7 +22,7 @@ struct PanelProduct {
   int64_t a_row, a_segment, a_depth;
   const T* b;  // row (s, d) at s * b_segment + d * b_depth
   int64_t b_segment, b_depth;
-  const T* start;  // null: zeros; start_row 0: one row for all (a bias); start == c: accumulate (c padded to width)
+  const T* start;  // null: zeros; start_row 0: one row for all (a bias); start == c: accumulate
   int64_t start_row;
   T* c;
   int64_t c_row;

@@ -55,6 +55,11 @@ struct Microkernel {
     if (p.start) {
       for (int i = 0; i < kRows; ++i) {
         const T* start = p.start + (row + i) * p.start_row;
+        T edge[kWidth] = {};
+        if (p.columns < kWidth) {
+          for (int64_t j = 0; j < p.columns; ++j) edge[j] = start[j];
+          start = edge;
+        }
         total_lo[i] = load(start);
         total_hi[i] = load(start + kLanes);
       }

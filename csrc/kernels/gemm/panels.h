@@ -37,4 +37,26 @@ void product_of_frames(const Gemm<T>& gemm, PanelProduct<T> product, int64_t fra
   }
 }
 
+// product.c += a b for a contraction over rows that lie far apart, a few at a time: more would not stay in a
+// first-level cache and its page table while the tiles of c go over them again.
+template <typename T>
+void accumulate(const Gemm<T>& gemm, PanelProduct<T> product) {
+  constexpr int64_t kDepth = 96;
+  product.start = product.c, product.start_row = product.c_row;
+  if (product.segments == 1) {
+    for (int64_t left = product.depth; left > 0; left -= kDepth) {
+      product.depth = std::min(kDepth, left);
+      gemm.product(product);
+      product.a += kDepth * product.a_depth, product.b += kDepth * product.b_depth;
+    }
+    return;
+  }
+  const int64_t step = std::max<int64_t>(1, kDepth / product.depth);
+  for (int64_t left = product.segments; left > 0; left -= step) {
+    product.segments = std::min(step, left);
+    gemm.product(product);
+    product.a += step * product.a_segment, product.b += step * product.b_segment;
+  }
+}
+
 }  // namespace msg3d

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../chunks.h"
 #include "problem.h"
 
 namespace msg3d::ms_g3d {
@@ -22,8 +23,6 @@ constexpr int64_t kTileBytes = 128 * 1024;  // the frames of one step: half of a
 constexpr int64_t kNodeBytes = 32 * 1024;   // the nodes of one step: a first-level cache
 constexpr int64_t kEnoughTasks = 16;        // keeps that many threads busy
 constexpr int64_t kAlignment = 64;          // bytes
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Elements of every buffer; 0 where the pass needs none.
 struct SharedBuffers {

@@ -29,7 +29,7 @@ void unconvolve(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p, cons
   const int64_t first_out = floor_div(piece.first - halo, s), last_out = floor_div(piece.last - 1 + halo, s) + 1;
   T *h = local.h.get(), *grad_z = local.grad_z.get();
   normalized_branch(call, walk.saved.p, affine_p, branch, piece.sample, piece.first - halo, piece.last + halo, h);
-  walk.grad_rows(walk.saved.z, walk.norm_z, piece.sample, first_out, last_out, branch * b, b, grad_z);
+  walk.grad_rows(walk.saved.z, walk.norm_z, piece.sample, first_out, last_out, branch * b, b, grad_z, b);
 
   // Frame f was tap j of output (f - (j - taps/2) * d) / s where that is whole: every `every`-th tap from the first.
   int64_t common = s, remainder = d % s;
@@ -59,13 +59,24 @@ void unconvolve(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p, cons
   outer.rows = b, outer.columns = width;
   outer.segments = s == 1 ? 1 : frames, outer.depth = s == 1 ? frames * p.V : p.V;
   outer.a_row = 1, outer.a_depth = b, outer.a_segment = s * frame;
-  outer.b_depth = b, outer.b_segment = frame, outer.c_row = outer.start_row = padded;
+  outer.b_depth = b, outer.b_segment = frame, outer.c_row = padded;
   for (int64_t tap = 0; tap < p.taps; ++tap) {
     for (int64_t column = 0; column < b; column += width) {
       outer.a = h + tap * d * frame, outer.b = grad_z + (begin - first_out) * frame + column;
-      outer.start = outer.c = partial + tap * b * padded + column;
-      call.gemm.product(outer);
+      outer.c = partial + tap * b * padded + column;
+      accumulate(call.gemm, outer);
     }
+  }
+}
+
+// g += gz where `here` is the maximum of three frames; of equal ones the first in time has it.
+template <typename T>
+void add_winners(int64_t count, const T* __restrict here, const T* __restrict one, const T* __restrict two,
+                 bool one_first, bool two_first, const T* __restrict gz, T* __restrict g) {
+  for (int64_t c = 0; c < count; ++c) {
+    const bool beats_one = one_first ? here[c] > one[c] : here[c] >= one[c];
+    const bool beats_two = two_first ? here[c] > two[c] : here[c] >= two[c];
+    g[c] += beats_one & beats_two ? gz[c] : T(0);
   }
 }
 
@@ -80,7 +91,7 @@ void unpool(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p, const Ch
   const int64_t first_h = std::min(first_out * s, piece.first) - 1;
   T *h = local.h.get(), *grad_z = local.grad_z.get();
   normalized_branch(call, walk.saved.p, affine_p, branch, piece.sample, first_h, piece.last + 2, h);
-  walk.grad_rows(walk.saved.z, walk.norm_z, piece.sample, first_out, last_out, branch * b, b, grad_z);
+  walk.grad_rows(walk.saved.z, walk.norm_z, piece.sample, first_out, last_out, branch * b, b, grad_z, b);
   for (int64_t f = piece.first; f < piece.last; ++f) {
     for (int64_t v = 0; v < p.V; ++v) {
       T* g = g_p + ((piece.sample * p.T + f) * p.V + v) * E + branch * b;
@@ -89,14 +100,8 @@ void unpool(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p, const Ch
         const int64_t start = f + 1 - slot, t = floor_div(start, s);
         if (t * s != start || t < first_out || t >= last_out) continue;
         const T* row = h + (start - 1 - first_h) * frame + v * b;
-        const T* gz = grad_z + (t - first_out) * frame + v * b;
-        const T *here = row + slot * frame, *one = row + (slot + 1) % 3 * frame, *two = row + (slot + 2) % 3 * frame;
-        const bool one_first = (slot + 1) % 3 < slot, two_first = (slot + 2) % 3 < slot;
-        for (int64_t c = 0; c < b; ++c) {
-          const bool wins =
-              (one_first ? here[c] > one[c] : here[c] >= one[c]) & (two_first ? here[c] > two[c] : here[c] >= two[c]);
-          g[c] += wins ? gz[c] : T(0);
-        }
+        add_winners(b, row + slot * frame, row + (slot + 1) % 3 * frame, row + (slot + 2) % 3 * frame,
+                    (slot + 1) % 3 < slot, (slot + 2) % 3 < slot, grad_z + (t - first_out) * frame + v * b, g);
       }
     }
   }
@@ -120,11 +125,9 @@ void branch_backward(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p,
   const T* h = local.h + (piece.first - first_h) * p.V * b;
   NormGradient<T> pass{};
   pass.rows = piece.frames() * p.V, pass.columns = b;
-  for (int64_t r = 0; r < pass.rows; ++r) {
-    T* g = g_p + offset + r * E;
-    for (int64_t c = 0; c < b; ++c) g[c] = h[r * b + c] > T(0) ? g[c] : T(0);
-  }
-  pass.g = g_p + offset, pass.x = walk.saved.p + offset, pass.g_row = pass.x_row = E;
+  pass.mask = h, pass.mask_row = b;
+  pass.g = g_p + offset, pass.out = g_p + offset, pass.x = walk.saved.p + offset,
+  pass.g_row = pass.out_row = pass.x_row = E;
   pass.mean = &walk.norm_p.mean[branch * b];
   sums.add(walk.call.gemm.passes, piece.index, branch * b, pass);
 }

@@ -42,21 +42,23 @@ struct Walk {
     return pass;
   }
 
-  // The gradient of z's or r's columns, frames [first, last) of a sample, zeros outside -> out (frames, V, columns).
+  // The gradient of z's or r's columns before their normalisation, frames [first, last) of a sample -> out, rows of
+  // out_row. Frames outside the clip are zeros, if there are any; out_row is then `columns`.
   void grad_rows(const T* x, const batch_norm::Backward<T>& norm, int64_t sample, int64_t first, int64_t last,
-                 int64_t column, int64_t columns, T* out) const {
+                 int64_t column, int64_t columns, T* out, int64_t out_row) const {
     const Problem& p = call.problem;
-    const int64_t frame = p.V * columns;
+    const int64_t frame = p.V * out_row;
     const int64_t inside = std::clamp<int64_t>(0, first, last), end = std::clamp(p.frames_out(), inside, last);
     std::memset(out, 0, (inside - first) * frame * sizeof(T));
+    if (end > inside) {
+      std::vector<T> b(2 * columns);
+      norm.weighted(batch_norm::multiplicity_of(call.in.multiplicity, sample), column, columns, b.data(), &b[columns]);
+      NormGradient<T> pass = gradient(sample, inside, end - inside, column, columns, x, norm);
+      pass.b = b.data(), pass.c = &b[columns];
+      pass.out = out + (inside - first) * frame, pass.out_row = out_row;
+      call.gemm.passes.backward(pass);
+    }
     std::memset(out + (end - first) * frame, 0, (last - end) * frame * sizeof(T));
-    if (end == inside) return;
-    std::vector<T> b(2 * columns);
-    norm.weighted(batch_norm::multiplicity_of(call.in.multiplicity, sample), column, columns, b.data(), &b[columns]);
-    NormGradient<T> pass = gradient(sample, inside, end - inside, column, columns, x, norm);
-    pass.b = b.data(), pass.c = &b[columns];
-    pass.out = out + (inside - first) * frame, pass.out_row = columns;
-    call.gemm.passes.backward(pass);
   }
 };
 

@@ -34,8 +34,14 @@ void forward(const Call<T>& call, T* y);
 template <typename T>
 void backward_input(const Call<T>& call, T* grad_x);
 template <typename T>
-void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients);
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x = nullptr);
 }  // namespace project_first
+
+// All gradients at once where a window is one frame.
+namespace per_frame {
+template <typename T>
+void backward(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x);
+}  // namespace per_frame
 
 namespace aggregate_first {
 template <typename T>
@@ -59,6 +65,15 @@ template <typename T>
 void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients) {
   call.plan.order == Order::kProjectFirst ? project_first::backward_parameters(call, gradients)
                                           : aggregate_first::backward_parameters(call, gradients);
+}
+
+// Both with plan for Pass::kBackwardParameters and the order project-first: cheaper than one after the other, because
+// what they share is computed once. gradients.A and gradients.weight are wanted, the bias's are not.
+template <typename T>
+void backward(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x) {
+  const Problem& p = call.problem;
+  p.window == 1 && p.stride == 1 ? per_frame::backward(call, gradients, grad_x)
+                                 : project_first::backward_parameters(call, gradients, grad_x);
 }
 
 }  // namespace msg3d::ms_g3d

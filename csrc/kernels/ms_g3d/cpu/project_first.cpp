@@ -9,10 +9,15 @@
 //
 // Z and dZ exist for the frames of one step only. Parameter gradients are partial sums per task, added in the order of
 // the tasks. Frames in the padding are zeros in Z, so every window has tau equal segments.
+#include "../../chunks.h"
+#include "../../gemm/panels.h"
 #include "pack.h"
 
 namespace msg3d::ms_g3d::project_first {
 namespace {
+
+constexpr int64_t kStoredBytes = 8 << 20;  // of dZ between its two uses: what stays in a cache and costs no fresh pages
+constexpr int64_t kPanelBytes = 24 * 1024;
 
 // Z of a run of frames of one clip, for one panel. Moving forward keeps the frames that overlap.
 template <typename T>
@@ -149,9 +154,9 @@ void add_grad_A(const Call<T>& call, int64_t n, int64_t first, int64_t last, int
       const T* from = call.in.gy + ((n * p.windows() + first + t) * R + q * width) * p.O + panel * width;
       T* to = gy_by_node + (q * windows + t) * width * width;
       const int64_t nodes = std::min(width, R - q * width);
-      for (int64_t o = 0; o < outputs; ++o) {
-        for (int64_t j = 0; j < nodes; ++j) to[o * width + j] = from[j * p.O + o];
-        for (int64_t j = nodes; j < width; ++j) to[o * width + j] = T(0);
+      if (nodes < width) zero(to, outputs * width);
+      for (int64_t j = 0; j < nodes; ++j) {
+        for (int64_t o = 0; o < outputs; ++o) to[o * width + j] = from[j * p.O + o];
       }
     }
   }
@@ -182,8 +187,7 @@ void add_grad_weight(const Call<T>& call, int64_t n, int64_t first, int64_t last
     product.a = call.in.x + (n * p.T + first) * p.V * p.C, product.a_row = 1, product.a_depth = p.C;
     product.b = grad_z + k * width, product.b_depth = p.K * width;
     product.c = partial + k * p.C * width, product.c_row = width;
-    product.start = product.c, product.start_row = width;
-    call.gemm.product(product);
+    accumulate(call.gemm, product);
   }
 }
 
@@ -268,12 +272,49 @@ void backward_input(const Call<T>& call, T* grad_x) {
   });
 }
 
+// grad_x of clips [0, clips) from their dZ (panels, clips, T, (u,k), width); grad_x begins with the first of them.
 template <typename T>
-void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients) {
+void project_back(const Call<T>& call, const T* weight_by_input, const T* grad_z, int64_t clips, T* grad_x) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width, J = p.V * p.K, input_panels = ceil_div(p.C, width);
+  const int64_t frame_bytes = call.plan.panels * J * width * static_cast<int64_t>(sizeof(T));
+  // Panels whose weights stay in a first-level cache while the rows go over them.
+  const int64_t together = std::max<int64_t>(1, kPanelBytes / (p.K * width * width * static_cast<int64_t>(sizeof(T))));
+  const Chunks pieces{clips, p.T, std::clamp<int64_t>(2 * kTileBytes / frame_bytes, 1, p.T)};
+  for_each_task(call.pool, pieces.count(), [&](int, int64_t task) {
+    const Chunks::Piece piece = pieces[task];
+    const int64_t first = piece.sample * p.T + piece.first;
+    for (int64_t q = 0; q < input_panels; ++q) {
+      PanelProduct<T> product{};
+      product.rows = piece.frames() * p.V, product.columns = std::min(width, p.C - q * width);
+      product.depth = p.K * width;
+      product.a_row = p.K * width, product.a_depth = 1, product.a_segment = clips * p.T * J * width;
+      product.b_depth = width, product.b_segment = input_panels * p.K * width * width;
+      product.c = grad_x + first * p.V * p.C + q * width, product.c_row = product.start_row = p.C;
+      for (int64_t panel = 0; panel < call.plan.panels; panel += together) {
+        product.segments = std::min(together, call.plan.panels - panel);
+        product.a = grad_z + first * J * width + panel * product.a_segment;
+        product.b = weight_by_input + q * p.K * width * width + panel * product.b_segment;
+        product.start = panel ? product.c : nullptr;
+        call.gemm.product(product);
+      }
+    }
+  });
+}
+
+template <typename T>
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x) {
   const Problem& p = call.problem;
   const Plan& plan = call.plan;
   const int64_t width = plan.width, R = p.nodes(), J = p.V * p.K, node_panels = ceil_div(R, width);
   const int64_t size_A = p.window * node_panels * J * width, size_weight = p.K * p.C * width;
+  // With grad_x, the dZ of a group of clips is kept until every panel of theirs is there.
+  const int64_t clip_size = p.T * J * width;
+  const int64_t room = std::max<int64_t>(1, kStoredBytes / (plan.panels * clip_size * sizeof(T)));
+  const int64_t group = grad_x ? std::min(room, p.N) : p.N;
+  const Buffer<T> stored(grad_x ? plan.panels * group * clip_size : 0);
+  const Buffer<T> weight_by_input(grad_x ? plan.panels * ceil_div(p.C, width) * p.K * width * width : 0);
+  if (grad_x) pack_weight_by_input(call, weight_by_input.get());
   Arena shared(call.workspace.shared);
   T* weight = shared.take<T>(plan.shared.weight);
   T* adjacency = shared.take<T>(plan.shared.adjacency);
@@ -284,7 +325,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
   if (gradients.weight) pack_adjacency_by_source(call, adjacency);
 
   const int64_t window_steps = ceil_div(p.windows(), plan.window_step), frame_steps = ceil_div(p.T, plan.frame_step);
-  for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
+  const auto walk = [&](int64_t first_clip, int64_t clips, int worker, int64_t task) {
     const int64_t panel = task % plan.panels, split = task / plan.panels;
     Arena arena = worker_arena(call, worker);
     T* z = arena.take<T>(plan.worker.z);
@@ -293,11 +334,11 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
     T* gy_by_node = arena.take<T>(plan.worker.gy_by_node);
     if (gradients.A) {
       T* partial = partial_A + task * size_A;
-      zero(partial, size_A);
+      if (first_clip == 0) zero(partial, size_A);
       ProjectedFrames<T> frames(call, weight + panel * size_weight, z);
-      const int64_t steps = p.N * window_steps;
+      const int64_t steps = clips * window_steps;
       for (int64_t step = steps * split / plan.splits; step < steps * (split + 1) / plan.splits; ++step) {
-        const int64_t n = step / window_steps, first = step % window_steps * plan.window_step;
+        const int64_t n = first_clip + step / window_steps, first = step % window_steps * plan.window_step;
         const int64_t last = std::min(first + plan.window_step, p.windows());
         frames.move_to(n, p.first_frame(first), p.first_frame(first) + p.frames_of(last - first));
         add_grad_A(call, n, first, last, panel, z, gy_by_node, partial);
@@ -305,22 +346,30 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
     }
     if (gradients.weight) {
       T* partial = partial_weight + task * size_weight;
-      zero(partial, size_weight);
-      const int64_t steps = p.N * frame_steps;
+      if (first_clip == 0) zero(partial, size_weight);
+      const int64_t steps = clips * frame_steps;
       for (int64_t step = steps * split / plan.splits; step < steps * (split + 1) / plan.splits; ++step) {
-        const int64_t n = step / frame_steps, first = step % frame_steps * plan.frame_step;
+        const int64_t clip = step / frame_steps, n = first_clip + clip, first = step % frame_steps * plan.frame_step;
         const int64_t last = std::min(first + plan.frame_step, p.T);
         const WindowRange windows = p.windows_touching(first, last);
         pack_gy(call, n, windows.first, windows.last, panel, gy);
+        if (grad_x) grad_z = stored + (panel * clips + clip) * clip_size + first * J * width;
         adjoint_frames(call, adjacency, gy, windows.first, first, last, grad_z);
         add_grad_weight(call, n, first, last, grad_z, partial);
       }
     }
-    if (gradients.bias) {
+    if (gradients.bias && first_clip == 0) {
       const int64_t rows = p.N * p.windows() * R, begin = rows * split / plan.splits;
       sum_rows(call, begin, rows * (split + 1) / plan.splits, panel, partial_bias + task * width);
     }
-  });
+  };
+  for (int64_t first_clip = 0; first_clip < p.N || first_clip == 0; first_clip += std::max<int64_t>(1, group)) {
+    const int64_t clips = std::min(group, p.N - first_clip);
+    for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) { walk(first_clip, clips, worker, task); });
+    if (grad_x) {
+      project_back<T>(call, weight_by_input.get(), stored.get(), clips, grad_x + first_clip * p.T * p.V * p.C);
+    }
+  }
 
   if (gradients.A) {
     for_each_task(call.pool, p.window * node_panels, [&](int, int64_t block) {
@@ -342,7 +391,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
 #define MSG3D_INSTANTIATE(T)                        \
   template void forward(const Call<T>&, T*);        \
   template void backward_input(const Call<T>&, T*); \
-  template void backward_parameters(const Call<T>&, const ParameterGradients<T>&);
+  template void backward_parameters(const Call<T>&, const ParameterGradients<T>&, T*);
 MSG3D_INSTANTIATE(float)
 MSG3D_INSTANTIATE(double)
 #undef MSG3D_INSTANTIATE
