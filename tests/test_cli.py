@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, and one line for every wrong input."""
 
+import functools
 import json
 import os
 import pickle
@@ -251,12 +252,14 @@ def test_our_faults_have_a_traceback(clips: Path, tmp_path: Path) -> None:
 
 def test_interrupt_is_clean(clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(*train(folder, clips, "--train.epochs=500", "--train.save_every=1"))
+    # A suite that runs in a shell's background ignores SIGINT, and its children would inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = start(*train(folder, clips, "--train.epochs=500", "--train.save_every=1"), preexec_fn=heed)
     while not (folder / "last.ckpt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
