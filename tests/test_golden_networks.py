@@ -1,4 +1,4 @@
-"""Blocks and whole networks against the numbers of the upstream code: outputs, every gradient, every batch statistic."""
+"""Blocks and whole networks against upstream's numbers: outputs, every gradient, every batch statistic."""
 
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,11 @@ BACKENDS = ("reference", "native")
 
 
 def scales(path: Path, mode: str) -> dict[str, float]:
-    """What an error of each result is relative to: gradients of parameters to the largest of them, for a bias before a batch
-    normalisation has none but rounding; the loss, a sum, to the sum of its magnitudes."""
+    """What an error of each result is relative to.
+
+    Gradients of parameters to the largest of them, for a bias before a batch normalisation has none but rounding; the
+    loss, a sum, to the sum of its magnitudes.
+    """
     exact = expected(path, mode)
     largest = max(value.abs().max().item() for key, value in exact.items() if key.startswith("gp/"))
     scale = {key: largest if key.startswith("gp/") else value.abs().max().item() for key, value in exact.items()}

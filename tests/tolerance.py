@@ -1,4 +1,4 @@
-"""The one rule for "equal up to rounding": error against float64 numbers at most twice eager's own, plus a tiny floor."""
+"""The one rule for "equal up to rounding": error against float64 at most twice eager's own, plus a tiny floor."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ FLOOR = 2.0**-21  # four units of float32 rounding
 
 
 def error(actual: Tensor, exact: Tensor, scale: float | None = None) -> float:
-    """Largest deviation, relative to `scale` (default: the largest exact magnitude). Not finite where it should be: infinite."""
+    """Largest deviation relative to `scale`, by default the largest exact magnitude; infinite where not finite."""
     assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     if not exact.numel():
         return 0.0
