@@ -194,8 +194,15 @@ void backward(const Call<T>& call, const T* c, const double* statistics_x, const
     for (int64_t split = 1; split < splits; ++split) {
       for (int64_t o = 0; o < p.O; ++o) sum[o] += sum[split * weight_size + o];
     }
-    const int64_t w = row / p.E, e = row % p.E;
-    for (int64_t o = 0; o < p.O; ++o) gradients.weight[(o * p.E + e) * p.window + w] = sum[o];
+  });
+  for_each_task(call.pool, ceil_div(p.O, width), [&](int, int64_t panel) {
+    const int64_t columns = std::min(width, p.O - panel * width);
+    for (int64_t e = 0; e < p.E; ++e) {
+      for (int64_t w = 0; w < p.window; ++w) {
+        const T* sum = partials + (w * p.E + e) * padded + panel * width;
+        for (int64_t j = 0; j < columns; ++j) gradients.weight[((panel * width + j) * p.E + e) * p.window + w] = sum[j];
+      }
+    }
   });
 }
 
