@@ -42,6 +42,8 @@ class ModelConfig:
     head_dropout: float = option(0.0, "dropout before the classifier", at_least=0, at_most=1)
     flavour: Literal["mmaction2", "pyskl", "original"] = option("mmaction2", "whose network and initialisation")
     backend: str | None = option(None, "native or reference; null: $MSG3D_BACKEND, else native")
+    memory: Literal["fast", "low"] = option("fast", "low: keep half as much for the backward pass, compute more")
+    skip_absent: bool = option(True, "compute persons who are absent from a whole clip once for each slot")
     checkpoint: str | None = option(None, "start from the weights of this file")
 
 

@@ -19,6 +19,7 @@ def report() -> str:
     lines.append("packages     " + ", ".join(f"{name} {_version(name)}" for name in packages))
     lines.append(f"native       {_native()}")
     lines.append(f"backend      {ops.resolve_backend(None)}")
+    lines.append(f"training     {_training()}")
     lines.append(
         f"CPU          {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
     )
@@ -76,6 +77,16 @@ def _native() -> str:
     return (
         f"built against torch {facts['torch']} with compiler {facts['compiler']}; {facts['isa']} in use, of {isas}; "
         f"{facts['cuda']}"
+    )
+
+
+def _training() -> str:
+    backend = ops.resolve_backend(None)
+    if backend == "reference" or not _library.available():
+        return "layer by layer; absent persons are computed like the others"
+    return (
+        "whole blocks fused on the CPU, memory fast or low (model.memory); absent persons computed once for each slot "
+        "and batch (model.skip_absent)"
     )
 
 

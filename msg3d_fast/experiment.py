@@ -83,6 +83,7 @@ def build_model(config: Config, clips: data.ClipSet, backend: str) -> Recognizer
                     f"checkpoint {config.model.checkpoint}: its network has {key} {start.hparams[key]}, model.{key} is "
                     f"{model.hparams[key]}; set --model.{key} to the checkpoint's, or choose another checkpoint"
                 )
+        start.backbone.memory, start.backbone.skip_absent = config.model.memory, config.model.skip_absent
         return start.train()
     return model
 

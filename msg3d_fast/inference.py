@@ -276,7 +276,7 @@ class FusedRecognizer(nn.Module):
         return {**self.__dict__, "_watch": None}
 
 
-def fuse(model: Recognizer, skip_absent: bool = True) -> FusedRecognizer:
+def fuse(model: Recognizer, skip_absent: bool | None = None) -> FusedRecognizer:
     """Fold a trained recogniser for inference on the CPU: the same call, the same logits, several times faster.
 
     Every batch normalisation but those behind max-pools is multiplied into its convolution in float64, A + PA is added
@@ -287,7 +287,7 @@ def fuse(model: Recognizer, skip_absent: bool = True) -> FusedRecognizer:
         model: in eval mode, on the CPU, float32 or float64.
         skip_absent: a person slot that is zero in every frame, joint and channel of a clip has the same features in
             every such clip: they are computed once for each number of frames and reused, with the same result. A slot
-            that is zero in some frames only is a person.
+            that is zero in some frames only is a person. None: as the model does.
 
     Returns:
         FusedRecognizer: a module without parameters or training mode. It holds on to the model's weights, and refuses
@@ -310,7 +310,7 @@ def fuse(model: Recognizer, skip_absent: bool = True) -> FusedRecognizer:
             f"the model's parameters are {found}; fuse needs float32 or float64 on cpu: use model.float().cpu()"
         )
     with torch.no_grad():
-        return FusedRecognizer(model, skip_absent)
+        return FusedRecognizer(model, model.backbone.skip_absent if skip_absent is None else skip_absent)
 
 
 if _library.available():
