@@ -1,9 +1,11 @@
 """Absent persons computed once: the padded computation's outputs, gradients and statistics."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from test_distributed import torchrun
 from torch import Tensor, nn
 
 from msg3d_fast import Recognizer, UserError, absent
@@ -114,6 +116,41 @@ def test_not_merged_where_copies_would_differ_or_statistics_not_know() -> None:
     frozen = model()
     frozen.backbone.tcn1.branches[0][1].eval()
     assert rows_computed(frozen, x) == 8
+
+
+# What each of two processes does: a step on clips of its own, some of which lack persons, gradients averaged by DDP.
+DISTRIBUTED = """
+import sys
+import torch
+from test_absent import clips, model, results
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+torch.manual_seed(0)
+network = model()
+torch.manual_seed(1 + rank)
+found = results(torch.nn.parallel.DistributedDataParallel(network), clips(("some_second", "one")[rank]))
+torch.save(found, f"{sys.argv[1]}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.distributed
+def test_each_process_merges_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "step.py"
+    script.write_text(DISTRIBUTED)
+    done = torchrun(str(script), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    exact = []
+    for rank, name in enumerate(("some_second", "one")):
+        torch.manual_seed(0)
+        padded = model(skip_absent=False)
+        torch.manual_seed(1 + rank)
+        exact.append(results(padded, clips(name)))
+    for rank in range(2):
+        found = {key.replace("module.", ""): value for key, value in torch.load(tmp_path / f"{rank}.pt").items()}
+        for key in exact[0]:
+            expected = (exact[0][key] + exact[1][key]) / 2 if key.startswith("gp/") else exact[rank][key]
+            torch.testing.assert_close(found[key], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_unknown_memory_is_refused() -> None:
