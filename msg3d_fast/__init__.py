@@ -1,6 +1,15 @@
 """Fast MS-G3D: skeleton action recognition with fused native kernels (Liu et al., CVPR 2020)."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import data, ops, reference
+    from .checkpoint import load_checkpoint, save_checkpoint
+    from .errors import UserError
+    from .graph import Layout
+    from .inference import fuse
+    from .model import MSG3D, Recognizer
 
 __version__ = "0.1.0"
 
@@ -16,7 +25,19 @@ _HOME = {
 }
 _MODULES = ("data", "ops", "reference")
 
-__all__ = ["__version__", *_HOME, *_MODULES]
+__all__ = [
+    "MSG3D",
+    "Layout",
+    "Recognizer",
+    "UserError",
+    "__version__",
+    "data",
+    "fuse",
+    "load_checkpoint",
+    "ops",
+    "reference",
+    "save_checkpoint",
+]
 
 
 def __getattr__(name: str) -> object:
