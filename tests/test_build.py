@@ -232,11 +232,14 @@ def test_this_very_binary_in_another_torch(tmp_path: Path, copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_under_sanitizers(tmp_path: Path) -> None:
-    """Address and undefined-behaviour sanitizers, wide tiles included: tests/native/sweep.cpp says how."""
+@pytest.mark.parametrize(
+    ("sweep", "folders"), [("sweep", ["ms_g3d/cpu"]), ("sweep_blocks", ["mstcn", "collapse", "batch_norm"])]
+)
+def test_kernels_under_sanitizers(sweep: str, folders: list[str], tmp_path: Path) -> None:
+    """Address and undefined-behaviour sanitizers, wide tiles included: the files in tests/native say how."""
     kernels = ROOT / "csrc" / "kernels"
-    sources = [*(kernels / "ms_g3d" / "cpu").glob("*.cpp"), *(kernels / "gemm").glob("*.cpp")]
-    sources.append(ROOT / "tests" / "native" / "sweep.cpp")
+    sources = [source for folder in ("gemm", *folders) for source in (kernels / folder).glob("*.cpp")]
+    sources.append(ROOT / "tests" / "native" / f"{sweep}.cpp")
     flags = ["-std=c++17", "-O1", "-g", "-mavx2", "-mfma", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-DMSG3D_KEEP_IN_REGISTER(v)=", "-Wno-psabi", f"-I{ROOT / 'csrc'}", "-pthread"]
     program = tmp_path / "sweep"
