@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clang_format
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,4 +23,4 @@ def test_ruff(command: list[str]) -> None:
 def test_clang_format() -> None:
     sources = sorted(str(p) for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu"})
     assert sources
-    run(sys.executable, "-m", "clang_format", "--dry-run", "--Werror", *sources)
+    run(clang_format.get_executable("clang-format"), "--dry-run", "--Werror", *sources)
