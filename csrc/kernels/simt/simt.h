@@ -262,8 +262,10 @@ int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_byt
       return static_cast<int>(status);
     }
   }
+  // clang-format off: it would split the chevrons
   kernel<<<dim3(grid.x, grid.y, grid.z), static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes),
-           static_cast<cudaStream_t>(stream)> > >(Parameters(arguments)...);
+           static_cast<cudaStream_t>(stream)>>>(Parameters(arguments)...);
+  // clang-format on
   return static_cast<int>(cudaGetLastError());
 }
 inline const char* error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
