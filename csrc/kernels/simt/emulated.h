@@ -154,6 +154,12 @@ template <typename T>
 SIMT_DEVICE T shuffle_down(T value, int lanes) {
   return emulator::by_words(value, [=](uint32_t w) { return emulator::shuffle(w, emulator::Shuffle::kDown, lanes); });
 }
+SIMT_DEVICE uint32_t movmatrix_trans(uint32_t pair) {
+  const int lane = lane_index(), half = 16 * (lane >> 2 & 1), from = (lane & 3) * 8 + (lane >> 3);
+  const uint32_t low = shuffle(pair, from), high = shuffle(pair, from + 4);
+  return (low >> half & 0xffffu) | (high >> half & 0xffffu) << 16;
+}
+
 SIMT_DEVICE bool vote_any(bool predicate) { return emulator::ballot(predicate) != 0; }
 SIMT_DEVICE bool vote_all(bool predicate) { return emulator::ballot(predicate) == 0xffffffffu; }
 SIMT_DEVICE uint32_t vote_ballot(bool predicate) { return emulator::ballot(predicate); }

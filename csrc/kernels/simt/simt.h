@@ -147,6 +147,12 @@ SIMT_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t shared) {
                : "r"(shared)
                : "memory");
 }
+// Lane l gives elements (l/4, 2(l%4)) and (l/4, 2(l%4)+1) of an 8x8 matrix and receives those of the transposed one.
+SIMT_DEVICE uint32_t movmatrix_trans(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
 
 // ---- mma: d += A B with float accumulators, T = bf16 or half. With g = lane/4 and t = lane%4:
 //   d[0..3]   rows g, g, g+8, g+8; columns 2t, 2t+1, 2t, 2t+1
