@@ -20,9 +20,15 @@ struct Pointers {
   int64_t weight_stride[3];
 };
 
-// y = relu?(ms_g3d(x)). `plan` is plan_forward's and no kPlain; `workspace` holds plan.workspace_bytes of any content,
-// 256-byte aligned. Returns CUDA's error code of the launches, 0 if there is none; nothing waits for the device.
+// y = relu?(ms_g3d(x)). `plan` is plan_forward's and not kPlain; `workspace` holds plan.workspace_bytes of any content,
+// 256-byte aligned. All return CUDA's error code of the launches, 0 if there is none; nothing waits for the device.
 int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
             void* workspace, void* stream);
+
+// The two halves of it, for weights that stay: pack W and A into the workspace once, then run on it as often as wanted,
+// also with another N.
+int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace, void* stream);
+int run(const Problem& p, Type type, const ForwardPlan& plan, const void* x, const void* bias, bool relu, void* y,
+        const void* workspace, void* stream);
 
 }  // namespace msg3d::ms_g3d::cuda

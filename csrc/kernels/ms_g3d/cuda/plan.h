@@ -29,6 +29,7 @@ enum class Kernel { kPlain, kFrames, kWindows, kFewChannels };
 
 constexpr int kGroup = 48;            // output channels of a warp: three m16 tiles
 constexpr int kColumnStep = 24;       // output channels of a projection unit of the windows kernel
+constexpr int kFewColumns = 24;       // windows times channels of the kernel for few input channels
 constexpr int kMostWarps = 8;         // of a block: leaves 255 registers to a thread
 constexpr int kFragmentBytes = 128;   // one register of a warp: an 8 x 8 matrix of 16-bit values
 constexpr int kSharedReserve = 1024;  // what the system takes of an SM's shared memory for each block
@@ -180,6 +181,28 @@ inline ForwardPlan windows_plan(const Problem& p, const Device& device, int tile
   return plan;
 }
 
+// Aggregate first, for C <= 8. One slice holds all output channels; `channel_steps` are k16 steps of K*C.
+inline ForwardPlan few_channels_plan(const Problem& p, const Device& device, int windows) {
+  ForwardPlan plan{};
+  plan.kernel = Kernel::kFewChannels, plan.parts = plan.frame_step = plan.slices = plan.slices_per_block = 1;
+  plan.warps = kMostWarps, plan.windows = windows;
+  plan.groups = static_cast<int>(ceil_div(p.O, kGroup));
+  plan.channel_steps = static_cast<int>(ceil_div(p.K * p.C, 16));
+  plan.weight_steps = plan.channel_steps;
+  plan.weight_bytes = plan.channel_steps * 16 * plan.slice() * 2;
+  const int64_t steps = ceil_div(p.nodes(), 16), row_tiles = ceil_div(p.nodes() * p.K, 16);
+  const int64_t rows = windows * p.nodes(), chunks = ceil_div(p.K * p.C, 8);
+  plan.adjacency_bytes = row_tiles * steps * 512;
+  plan.shared_bytes = static_cast<int>(kFewColumns * steps * 32 + rows * chunks * 16 + plan.weight_bytes);
+  plan.blocks = p.N * ceil_div(p.windows(), windows);
+  const Interval aggregate{row_tiles * steps * 3, kMostWarps, row_tiles * (steps * 6 + 24) + rows * chunks / 8};
+  const Interval project{ceil_div(rows, 32) * plan.groups * 12 * ceil_div(chunks, 2), kMostWarps,
+                         ceil_div(rows, 32) * plan.groups * 20 * ceil_div(chunks, 2)};
+  // Writing y to memory, at 12 bytes a clock and multiprocessor, takes longer than both where all of them write.
+  finish(plan, device, plan.adjacency_bytes / 4, aggregate.clocks() + project.clocks() + rows * p.O * 2 / 12);
+  return plan;
+}
+
 inline ForwardPlan plain(const std::string& why) {
   ForwardPlan plan{};
   plan.kernel = Kernel::kPlain, plan.refused = why;
@@ -194,7 +217,7 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
   if (type == Type::kFloat64) return detail::plain("float64 has no tensor-core path");
   if (type == Type::kFloat32) return detail::plain("float32 runs in full precision");
   if (device.arch < 80) return detail::plain("tensor cores for this need compute capability 8.0");
-  if (p.C % 8 != 0) return detail::plain("C is not a multiple of 8");
+  if (p.C > 8 && p.C % 8 != 0) return detail::plain("C is over 8 and not a multiple of 8");
   if (p.O % 2 != 0) return detail::plain("O is odd");
   if (p.V > 64) return detail::plain("V is over 64");
 
@@ -229,7 +252,12 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
   };
 
   const int all_groups = static_cast<int>(ceil_div(p.O, kGroup));
-  if (p.window == 1 && p.stride == 1) {
+  if (p.C <= 8) {
+    for (int windows = static_cast<int>(kFewColumns / p.C); windows > 0; windows /= 2) {
+      consider(detail::few_channels_plan(p, device, windows),
+               "few channels, " + std::to_string(windows) + " windows a block");
+    }
+  } else if (p.window == 1 && p.stride == 1) {
     for (int tile = 0; tile < static_cast<int>(std::size(kFramePacks)); ++tile) {
       const FramePack& pack = kFramePacks[tile];
       if (p.V < pack.v_least || p.V > pack.v_most) continue;

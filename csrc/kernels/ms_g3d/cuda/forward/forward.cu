@@ -1,0 +1,196 @@
+// The doors of the forward pass, and the kernel that packs W and A once a call: every word is a pair of values in the
+// place in which a lane of the tensor-core kernels picks it up (simt.h says which element of a fragment that is), with
+// zeros behind the last channel, joint or node.
+#include "forward.h"
+
+namespace msg3d::ms_g3d::cuda {
+namespace packing {
+
+using namespace simt;
+
+struct PackCall {
+  const void* weight;
+  const void* A;
+  const void* A_res;
+  uint32_t* packed_weight;
+  uint32_t* packed_adjacency;
+  int64_t weight_stride[3], A_stride[3];
+  int64_t weight_words, adjacency_words;
+  int C, O, V, K, nodes;
+  int groups, channel_steps;
+  int frames;  // of a pack; 0: for windows
+  bool few_channels;
+  int tiles;  // of eight destination joints or nodes: of a frame, of a part
+  int parts;
+};
+
+struct Place {
+  int row, column, k;  // of W: o, c; of A: destination, source. Of the pair's first value; the second is column + 1
+};
+
+SIMT_DEVICE Place weight_place(const PackCall& call, int64_t word) {
+  const int slice_groups = call.groups;
+  if (call.few_channels) {  // (step of (k,c), group, m16 tile, lane, 4): A fragments
+    const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
+    const int tile = static_cast<int>(word / 128 % (slice_groups * 3));
+    const int step = static_cast<int>(word / 128 / (slice_groups * 3));
+    return {tile * 16 + channel_of_row(lane / 4 + part % 2 * 8), step * 16 + lane % 4 * 2 + part / 2 * 8, 0};
+  }
+  if (call.frames > 0) {  // (slice, k, step, group, m16 tile, lane, 4): A fragments
+    const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
+    const int tile = static_cast<int>(word / 128 % (slice_groups * 3));
+    const int64_t rest = word / (128 * slice_groups * 3);
+    const int step = static_cast<int>(rest % call.channel_steps);
+    const int64_t scale = rest / call.channel_steps;
+    const int o = static_cast<int>(scale / call.K) * slice_groups * kGroup + tile * 16;
+    return {o + channel_of_row(lane / 4 + part % 2 * 8), step * 16 + lane % 4 * 2 + part / 2 * 8,
+            static_cast<int>(scale % call.K)};
+  }
+  // (slice, k, 24 channels, step), in each two tiles side by side and then the third: B fragments
+  const int in_unit = static_cast<int>(word % 192), columns = slice_groups * kGroup / kColumnStep;
+  const int64_t unit = word / 192;
+  const int step = static_cast<int>(unit % call.channel_steps);
+  const int column = static_cast<int>(unit / call.channel_steps % columns);
+  const int64_t scale = unit / call.channel_steps / columns;
+  const bool third = in_unit >= 128;
+  const int lane = third ? (in_unit - 128) / 2 : in_unit / 4, upper = in_unit % 2;
+  const int tile = third ? 2 : in_unit / 2 % 2;
+  const int place = column * kColumnStep + tile * 8 + lane / 4;  // in a row of Z
+  const int o = static_cast<int>(scale / call.K) * slice_groups * kGroup + place / 16 * 16;
+  return {o + channel_of_row(place % 16), step * 16 + lane % 4 * 2 + upper * 8, static_cast<int>(scale % call.K)};
+}
+
+SIMT_DEVICE Place adjacency_place(const PackCall& call, int64_t word) {
+  const int tiles = call.tiles;
+  if (call.few_channels) {  // (m16 tile of (row, k), step, lane, 4): A fragments
+    const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
+    const int steps = (call.nodes + 15) / 16, step = static_cast<int>(word / 128 % steps);
+    const int m = static_cast<int>(word / 128 / steps) * 16 + lane / 4 + part % 2 * 8;
+    return {m / call.K, step * 16 + lane % 4 * 2 + part / 2 * 8, m % call.K};
+  }
+  if (call.frames > 0) {  // (k, frame of the pack), in each four words of a lane side by side
+    const int words = tiles * tiles, in_frame = static_cast<int>(word % (words * 32));
+    const int frame = static_cast<int>(word / (words * 32) % call.frames);
+    const int k = static_cast<int>(word / (words * 32) / call.frames);
+    const bool whole = in_frame < words / 4 * 128;
+    const int lane = whole ? in_frame / 4 % 32 : in_frame % 32;
+    const int index = whole ? in_frame / 128 * 4 + in_frame % 4 : in_frame / 32;
+    const int paired = tiles / 2 * tiles * 2;  // words of k16 steps
+    const bool k16 = index < paired;
+    const int n = k16 ? index / 2 % tiles : index - paired;
+    const int row = k16 ? index / (2 * tiles) * 16 + index % 2 * 8 : (tiles - 1) * 8;
+    return {n * 8 + lane / 4, row + lane % 4 * 2 - frame * call.V % 8, k};
+  }
+  const int source_tiles = (call.nodes + 7) / 8, part_words = source_tiles * tiles * 32;
+  const int in_part = static_cast<int>(word % part_words), step_words = tiles * 64;
+  const int part = static_cast<int>(word / part_words % call.parts);
+  const int k = static_cast<int>(word / part_words / call.parts);
+  int step = in_part / step_words, at = in_part % step_words, lane, n, upper = 0;
+  if (step < source_tiles / 2) {  // k16: two tiles side by side, an odd last one alone
+    const bool pair = at < tiles / 2 * 128;
+    upper = at % 2;
+    lane = pair ? at / 4 % 32 : (at - tiles / 2 * 128) / 2;
+    n = pair ? at / 128 * 2 + at / 2 % 2 : tiles - 1;
+  } else {  // k8
+    const bool pair = at < tiles / 2 * 64;
+    lane = pair ? at / 2 % 32 : at % 32;
+    n = pair ? at / 64 * 2 + at % 2 : tiles - 1;
+  }
+  return {(part * tiles + n) * 8 + lane / 4, step * 16 + upper * 8 + lane % 4 * 2, k};
+}
+
+template <typename T>
+SIMT_DEVICE float adjacency_value(const PackCall& call, int k, int row, int column, int size) {
+  if (row >= size || column < 0 || column >= size) return 0.f;
+  const int64_t at = k * call.A_stride[0] + row * call.A_stride[1] + column * call.A_stride[2];
+  const float value = to_float(load_readonly(static_cast<const T*>(call.A) + at));
+  if (!call.A_res) return value;
+  const int64_t dense = (static_cast<int64_t>(k) * size + row) * size + column;
+  return value + to_float(load_readonly(static_cast<const T*>(call.A_res) + dense));
+}
+
+template <typename T>
+SIMT_DEVICE float weight_value(const PackCall& call, int k, int o, int c) {
+  if (call.few_channels) k = c / call.C, c = c % call.C;
+  if (o >= call.O || c >= call.C || k >= call.K) return 0.f;
+  const int64_t at = o * call.weight_stride[0] + k * call.weight_stride[1] + c * call.weight_stride[2];
+  return to_float(load_readonly(static_cast<const T*>(call.weight) + at));
+}
+
+constexpr int kPackThreads = 256;
+
+template <typename T>
+SIMT_KERNEL(kPackThreads, 1)
+void pack_kernel(PackCall call) {
+  const int64_t word = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
+  if (word < call.weight_words) {
+    const Place at = weight_place(call, word);
+    call.packed_weight[word] = pack_pair<T>(weight_value<T>(call, at.k, at.row, at.column),
+                                            weight_value<T>(call, at.k, at.row, at.column + 1));
+  } else if (word < call.weight_words + call.adjacency_words) {
+    const int64_t index = word - call.weight_words;
+    const Place at = adjacency_place(call, index);
+    call.packed_adjacency[index] = pack_pair<T>(adjacency_value<T>(call, at.k, at.row, at.column, call.nodes),
+                                                adjacency_value<T>(call, at.k, at.row, at.column + 1, call.nodes));
+  }
+}
+
+inline char* adjacency_image(const ForwardPlan& plan, void* workspace) {
+  return static_cast<char*>(workspace) + detail::aligned(plan.weight_bytes);
+}
+
+}  // namespace packing
+
+int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace,
+         simt::Stream stream) {
+  packing::PackCall call{};
+  call.weight = in.weight, call.A = in.A, call.A_res = in.A_res;
+  call.packed_weight = static_cast<uint32_t*>(workspace);
+  call.packed_adjacency = reinterpret_cast<uint32_t*>(packing::adjacency_image(plan, workspace));
+  for (int i = 0; i < 3; ++i) call.weight_stride[i] = in.weight_stride[i], call.A_stride[i] = in.A_stride[i];
+  call.weight_words = plan.weight_bytes / 4, call.adjacency_words = plan.adjacency_bytes / 4;
+  call.C = static_cast<int>(p.C), call.O = static_cast<int>(p.O), call.V = static_cast<int>(p.V);
+  call.K = static_cast<int>(p.K), call.nodes = static_cast<int>(p.nodes());
+  call.groups = plan.groups, call.channel_steps = plan.channel_steps, call.parts = plan.parts;
+  const bool frames = plan.kernel == Kernel::kFrames;
+  call.few_channels = plan.kernel == Kernel::kFewChannels;
+  call.frames = frames ? kFramePacks[plan.tile].frames : 0;
+  call.tiles = frames ? kFramePacks[plan.tile].joint_tiles : kWindowTiles[plan.tile].node_tiles;
+  const simt::Grid grid{
+      static_cast<unsigned>(ceil_div(call.weight_words + call.adjacency_words, packing::kPackThreads))};
+  return type == Type::kBFloat16
+             ? simt::launch(packing::pack_kernel<simt::bf16>, grid, packing::kPackThreads, 0, stream, call)
+             : simt::launch(packing::pack_kernel<simt::half>, grid, packing::kPackThreads, 0, stream, call);
+}
+
+int run(const Problem& p, Type type, const ForwardPlan& plan, const void* x, const void* bias, bool relu, void* y,
+        const void* workspace, simt::Stream stream) {
+  ForwardCall call{};
+  call.x = x, call.bias = bias, call.y = y, call.relu = relu;
+  call.weight = workspace, call.adjacency = packing::adjacency_image(plan, const_cast<void*>(workspace));
+  call.frames = p.N * p.T;
+  call.C = static_cast<int>(p.C), call.O = static_cast<int>(p.O), call.T = static_cast<int>(p.T);
+  call.V = static_cast<int>(p.V), call.K = static_cast<int>(p.K), call.nodes = static_cast<int>(p.nodes());
+  call.windows = static_cast<int>(p.windows());
+  call.stride = static_cast<int>(p.stride), call.dilation = static_cast<int>(p.dilation);
+  call.padding = static_cast<int>(p.padding());
+  call.frame_step = plan.frame_step, call.slots = plan.slots, call.tile_windows = plan.windows;
+  call.groups = plan.groups, call.parts = plan.parts, call.warps = plan.warps;
+  call.channel_steps = plan.channel_steps, call.weight_steps = plan.weight_steps;
+  call.slices = plan.slices, call.slices_per_block = plan.slices_per_block;
+  if (plan.kernel == Kernel::kFewChannels) {
+    return launch_few_channels(call, type, plan.blocks, plan.shared_bytes, stream);
+  }
+  const auto start = plan.kernel == Kernel::kFrames ? launch_frames : launch_windows;
+  const int64_t blocks = plan.blocks / (plan.slices / plan.slices_per_block);
+  return start(call, type, plan.tile, blocks, plan.shared_bytes, stream);
+}
+
+int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
+            void* workspace, simt::Stream stream) {
+  if (p.N == 0 || p.windows() == 0) return 0;
+  const int status = pack(p, type, plan, in, workspace, stream);
+  return status ? status : run(p, type, plan, in.x, in.bias, relu, y, workspace, stream);
+}
+
+}  // namespace msg3d::ms_g3d::cuda

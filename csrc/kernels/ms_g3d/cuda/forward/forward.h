@@ -1,0 +1,74 @@
+// What the kernels of the forward pass share: their parameters, the images that weights and A are packed into, and the
+// layout of tiles in shared memory.
+//
+// Products are transposed: output channels are the m16 dimension, joints (or nodes) the n8 one. Within sixteen channels
+// fragment row g holds channel 2g and row g+8 channel 2g+1, so that a lane owns neighbouring channels and y is stored
+// from registers in whole sectors.
+#pragma once
+
+#include "../../../simt/simt.h"
+#include "../ms_g3d.h"
+
+namespace msg3d::ms_g3d::cuda {
+
+struct ForwardCall {
+  const void* x;
+  const void* weight;     // packed
+  const void* adjacency;  // packed
+  const void* bias;
+  void* y;
+  int64_t frames;                     // N*T
+  int C, O, T, V, K, windows, nodes;  // windows: T_out
+  int stride, dilation, padding;      // of the problem, in frames
+  int frame_step, slots;              // see ForwardPlan
+  int tile_windows, groups, parts;    // frames or windows of a block, 48-channel groups, runs of nodes
+  int channel_steps, weight_steps;    // k16 steps of C; of a weight chunk
+  int slices, slices_per_block, warps;
+  bool relu;
+};
+
+// Tile by tile; each returns CUDA's status.
+int launch_frames(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes, simt::Stream stream);
+int launch_windows(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes, simt::Stream stream);
+
+int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes, simt::Stream stream);
+
+// The channel that row `r` of an m16 tile holds.
+SIMT_HOST_DEVICE int channel_of_row(int r) { return r < 8 ? 2 * r : 2 * (r - 8) + 1; }
+
+// Rows of 16-byte chunks in shared memory without padding. Chunk c of row r sits at place c ^ turn(r), which puts the
+// same chunk of any eight neighbouring rows into different banks; adding a multiple of 8 to r does not change turn(r).
+struct Rows {
+  int chunks, mask, shift;
+
+  SIMT_DEVICE explicit Rows(int chunks_) : chunks(chunks_) {
+    const int low = chunks & -chunks;  // its power of two, of which 8 are enough
+    mask = (low < 8 ? low : 8) - 1;
+    shift = mask == 7 ? 0 : mask == 3 ? 1 : 2;
+  }
+  SIMT_DEVICE int turn(int row) const { return (row >> shift) & mask; }
+  SIMT_DEVICE int offset(int row, int chunk) const { return (row * chunks + (chunk ^ turn(row))) * 16; }
+};
+
+// Copies `bytes`, a multiple of 16, that lie in memory as they shall lie in shared memory.
+SIMT_DEVICE void fetch(uint32_t shared, const void* image, int bytes, int threads) {
+  const int thread = simt::opaque(simt::thread_index());
+  const char* const source = static_cast<const char*>(image);
+#pragma unroll 1
+  for (int i = thread * 16; i < bytes; i += threads * 16) simt::cp_async<16>(shared + i, source + i);
+}
+
+// Two nodes v, v+1 of sixteen channels from an accumulator of y^T: d[0], d[1] are channel 2g of both, d[2], d[3] are
+// channel 2g+1. `y` points to channel 2g of node v.
+template <typename T>
+SIMT_DEVICE void store_nodes(T* y, int O, const float (&d)[4], float bias0, float bias1, bool relu, bool first,
+                             bool second) {
+  float v00 = d[0] + bias0, v01 = d[2] + bias1, v10 = d[1] + bias0, v11 = d[3] + bias1;
+  if (relu) {  // a NaN stays one
+    v00 = v00 < 0 ? 0 : v00, v01 = v01 < 0 ? 0 : v01, v10 = v10 < 0 ? 0 : v10, v11 = v11 < 0 ? 0 : v11;
+  }
+  if (first) *reinterpret_cast<uint32_t*>(y) = simt::pack_pair<T>(v00, v01);
+  if (second) *reinterpret_cast<uint32_t*>(y + O) = simt::pack_pair<T>(v10, v11);
+}
+
+}  // namespace msg3d::ms_g3d::cuda

@@ -1,0 +1,278 @@
+// MS-G3D on tensor cores, 16-bit operands, sums in float. For every scale in turn, two phases:
+//
+//     1  Z_k[(f,u), o] = sum_c x[f,u,c] weight[o,k,c]                 for all frames of the block, into shared memory
+//     2  y^T[o, (w,v)] += sum_{w',u} Z_k^T[o, (w',u)] A[k,(w,v),(w',u)]        a warp: 48 channels of its windows
+//
+// x of the block's frames stays in shared memory, y in registers over all scales. Phase 2 reads Z through ldmatrix with
+// an address of its own for every row (w',u), so windows overlap, stride and dilate at no cost and (w',u) needs no
+// padding; rows behind the last node repeat a row of the same window, whose A is zero, so nothing foreign is read. A_k
+// arrives during phase 1; W_k during phase 2, or, `streamed`, 24 channels at a time during phase 1.
+//
+// Warp (group, part, set): channels [48 group, ...), the run `part` of destination nodes, windows of `set`.
+#include "forward.h"
+
+namespace msg3d::ms_g3d::cuda {
+namespace windows {
+
+using namespace simt;
+
+constexpr int kUnitBytes = 768;  // of W, one k16 step of 24 channels
+
+template <int kIndex>
+struct Tile {
+  static constexpr int kNodeTiles = kWindowTiles[kIndex].node_tiles, kWindows = kWindowTiles[kIndex].windows;
+};
+
+// Z of 32 rows from `row` on and the 24 channels whose W is at `weight`; `column` is their 16-byte chunk in a row of Z.
+template <typename T>
+SIMT_DEVICE void project_unit(const Rows& x_rows, const Rows& z_rows, int row, int rows, int steps, uint32_t x,
+                              const unsigned char* weight, unsigned char* z, int column) {
+  const int lane = opaque(lane_index());
+  const bool two = row + 16 < rows;  // the same for the whole warp
+  float sum[2][3][4] = {};
+  {
+    const int first = row + lane % 16, bit = lane / 16;
+    const int r0 = first < rows ? first : rows - 1, r1 = first + 16 < rows ? first + 16 : rows - 1;
+    const uint32_t x0 = x + r0 * x_rows.chunks * 16, x1 = x + r1 * x_rows.chunks * 16;
+    const int turn0 = x_rows.turn(r0), turn1 = x_rows.turn(r1);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, weight += kUnitBytes) {
+      const Bits128 b01 = load_vector<Bits128>(weight + lane * 16);
+      const Bits64 b2 = load_vector<Bits64>(weight + 512 + lane * 8);
+      uint32_t a[4];
+      ldmatrix_x4(a, x0 + ((2 * step + bit) ^ turn0) * 16);
+      mma_m16n8k16<T>(sum[0][0], a, b01.x, b01.y);
+      mma_m16n8k16<T>(sum[0][1], a, b01.z, b01.w);
+      mma_m16n8k16<T>(sum[0][2], a, b2.x, b2.y);
+      if (two) {
+        ldmatrix_x4(a, x1 + ((2 * step + bit) ^ turn1) * 16);
+        mma_m16n8k16<T>(sum[1][0], a, b01.x, b01.y);
+        mma_m16n8k16<T>(sum[1][1], a, b01.z, b01.w);
+        mma_m16n8k16<T>(sum[1][2], a, b2.x, b2.y);
+      }
+    }
+  }
+  const int t = lane % 4;
+#pragma unroll
+  for (int half_tile = 0; half_tile < 4; ++half_tile) {  // rows g, g+8, g+16, g+24
+    const int r = row + half_tile * 8 + lane / 4;
+    if (r < rows) {
+#pragma unroll
+      for (int n = 0; n < 3; ++n) {
+        const float* const d = sum[half_tile / 2][n] + half_tile % 2 * 2;
+        *reinterpret_cast<uint32_t*>(z + z_rows.offset(r, column + n) + t * 4) = pack_pair<T>(d[0], d[1]);
+      }
+    }
+  }
+}
+
+// y^T += Z^T A_k^T for the windows of a warp. `first_row` is the row of Z at which each window's first frame starts,
+// `gap` how many more rows than V lie between two slots of a window.
+template <typename T, typename P>
+SIMT_DEVICE void gather(float (&y)[P::kWindows][3][P::kNodeTiles][4], const Rows& z_rows, uint32_t z,
+                        const int (&first_row)[P::kWindows], int gap, int V, int nodes, int column,
+                        const unsigned char* adjacency) {
+  const int lane = opaque(lane_index());
+  const int source_tiles = (nodes + 7) / 8, reciprocal = (65536 + V - 1) / V;
+  const int j0 = lane % 8 + lane / 16 * 8, bit = lane / 8 % 2;
+#pragma unroll 1
+  for (int q = 0; q < source_tiles / 2; ++q, adjacency += P::kNodeTiles * 2 * kFragmentBytes) {
+    const int j = j0 + q * 16 < nodes ? j0 + q * 16 : nodes - 1;
+    const int moved = j + (j * reciprocal >> 16) * gap;
+    uint32_t a[P::kWindows][3][4];
+#pragma unroll
+    for (int w = 0; w < P::kWindows; ++w) {
+      const int row = first_row[w] + moved, turn = z_rows.turn(row);
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        ldmatrix_x4_trans(a[w][i], z + (row * z_rows.chunks + ((column + 2 * i + bit) ^ turn)) * 16);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < P::kNodeTiles; n += 2) {
+      if (n + 1 < P::kNodeTiles) {
+        const Bits128 b = load_vector<Bits128>(adjacency + n * 2 * kFragmentBytes + lane * 16);
+#pragma unroll
+        for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+          for (int i = 0; i < 3; ++i) {
+            mma_m16n8k16<T>(y[w][i][n], a[w][i], b.x, b.y);
+            mma_m16n8k16<T>(y[w][i][n + 1], a[w][i], b.z, b.w);
+          }
+        }
+      } else {
+        const Bits64 b = load_vector<Bits64>(adjacency + n * 2 * kFragmentBytes + lane * 8);
+#pragma unroll
+        for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+          for (int i = 0; i < 3; ++i) mma_m16n8k16<T>(y[w][i][n], a[w][i], b.x, b.y);
+        }
+      }
+    }
+  }
+  if (source_tiles % 2 == 0) return;
+  const int j = j0 + source_tiles * 8 - 8 < nodes ? j0 + source_tiles * 8 - 8 : nodes - 1;
+  const int moved = j + (j * reciprocal >> 16) * gap;
+  uint32_t a[P::kWindows][3][2];
+#pragma unroll
+  for (int w = 0; w < P::kWindows; ++w) {
+    const int row = first_row[w] + moved, turn = z_rows.turn(row);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      ldmatrix_x2_trans(a[w][i], z + (row * z_rows.chunks + ((column + 2 * i + bit) ^ turn)) * 16);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < P::kNodeTiles; n += 2) {  // two tiles lie side by side
+    uint32_t b[2];
+    if (n + 1 < P::kNodeTiles) {
+      const Bits64 pair = load_vector<Bits64>(adjacency + n * kFragmentBytes + lane * 8);
+      b[0] = pair.x, b[1] = pair.y;
+    } else {
+      b[0] = *reinterpret_cast<const uint32_t*>(adjacency + n * kFragmentBytes + lane * 4), b[1] = 0;
+    }
+#pragma unroll
+    for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        mma_m16n8k8<T>(y[w][i][n], a[w][i][0], a[w][i][1], b[0]);
+        if (n + 1 < P::kNodeTiles) mma_m16n8k8<T>(y[w][i][n + 1], a[w][i][0], a[w][i][1], b[1]);
+      }
+    }
+  }
+}
+
+template <typename T, int kIndex>
+SIMT_KERNEL(kMostWarps * 32, 1)
+void windows_kernel(ForwardCall call) {
+  using P = Tile<kIndex>;
+  const int threads = call.warps * 32;
+  const Rows x_rows(call.channel_steps * 2), z_rows(call.groups * kGroup / 8);
+  const int rows = call.slots * call.V;
+  const int columns = call.groups * kGroup / kColumnStep;  // projection units of a slice side by side
+  const int column_bytes = call.channel_steps * kUnitBytes;
+  const bool streamed = call.weight_steps < columns;
+  const int source_tiles = (call.nodes + 7) / 8;
+  const int part_bytes = source_tiles * P::kNodeTiles * kFragmentBytes;
+  const int z_at = rows * x_rows.chunks * 16, weight_at = z_at + rows * z_rows.chunks * 16;
+  const int adjacency_at = weight_at + (streamed ? 2 : columns) * column_bytes;
+  const uint32_t shared = shared_address(shared_memory<unsigned char>());
+
+  const int tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
+  const int clip = block_x() / tiles, first_window = block_x() % tiles * call.tile_windows;
+  const int windows = call.windows - first_window < call.tile_windows ? call.windows - first_window : call.tile_windows;
+
+  {  // x of the slots; frames outside the clip, and channels behind the last, are zero
+    const T* const x = static_cast<const T*>(call.x) + static_cast<int64_t>(clip) * call.T * call.V * call.C;
+    const int first_frame = first_window * call.stride - call.padding;
+#pragma unroll 1
+    for (int i = thread_index(); i < rows * x_rows.chunks; i += threads) {
+      const int row = i / x_rows.chunks, chunk = i % x_rows.chunks;
+      const int slot = row / call.V, frame = first_frame + slot * call.frame_step;
+      const bool inside = frame >= 0 && frame < call.T && chunk < call.C / 8;
+      const T* const from = x + static_cast<int64_t>(frame * call.V + row - slot * call.V) * call.C + chunk * 8;
+      cp_async<16>(shared + x_rows.offset(row, chunk), inside ? from : x, inside ? 16 : 0);
+    }
+  }
+  const int scales = call.slices_per_block * call.K;  // slice by slice
+  const int64_t first_scale = static_cast<int64_t>(block_y()) * scales;
+  // Columns [first, first + count) of W of a scale, into buffer 0 or 1.
+  const auto fetch_weight = [&](int scale, int first, int count, int buffer) {
+    fetch(shared + weight_at + buffer * column_bytes,
+          static_cast<const char*>(call.weight) + ((first_scale + scale) * columns + first) * column_bytes,
+          count * column_bytes, threads);
+    cp_async_commit();
+  };
+  fetch_weight(0, 0, call.weight_steps, 0);
+
+  float y[P::kWindows][3][P::kNodeTiles][4] = {};
+#pragma unroll 1
+  for (int scale = 0; scale < scales; ++scale) {
+#pragma unroll 1
+    for (int column = 0; column < columns; column += call.weight_steps) {
+      cp_async_wait<0>();
+      block_barrier();  // W has landed for everybody; nobody reads Z, A or the other buffer of W any more
+      if (column == 0) {
+        fetch(shared + adjacency_at,
+              static_cast<const char*>(call.adjacency) + static_cast<int64_t>(scale % call.K) * call.parts * part_bytes,
+              call.parts * part_bytes, threads);
+        cp_async_commit();
+      }
+      if (column + call.weight_steps < columns) fetch_weight(scale, column + 1, 1, (column + 1) % 2);
+#pragma unroll 1
+      for (int unit = opaque(warp_index()); unit < (rows + 31) / 32 * call.weight_steps; unit += call.warps) {
+        const int c = unit % call.weight_steps, buffer = streamed ? column % 2 : c;
+        project_unit<T>(x_rows, z_rows, unit / call.weight_steps * 32, rows, call.channel_steps, shared,
+                        shared_memory<unsigned char>(weight_at + buffer * column_bytes),
+                        shared_memory<unsigned char>(z_at), (column + c) * 3);
+      }
+    }
+    cp_async_wait<0>();
+    block_barrier();  // Z is complete and A has landed; nobody reads W any more
+    if (scale + 1 < scales) fetch_weight(scale + 1, 0, call.weight_steps, 0);
+    const int w = opaque(warp_index());
+    const int group = w % call.groups, part = w / call.groups % call.parts, set = w / (call.groups * call.parts);
+    if (set * P::kWindows < windows) {
+      int first_row[P::kWindows];  // of Z
+#pragma unroll
+      for (int i = 0; i < P::kWindows; ++i) {
+        first_row[i] = (set * P::kWindows + i) * call.stride / call.frame_step * call.V;
+      }
+      gather<T, P>(y, z_rows, shared + z_at, first_row, (call.dilation / call.frame_step - 1) * call.V, call.V,
+                   call.nodes, group * 6, shared_memory<unsigned char>(adjacency_at + part * part_bytes));
+    }
+    if ((scale + 1) % call.K == 0) {  // the slice is complete
+      const int slice = block_y() * call.slices_per_block + scale / call.K;
+      const int lane = opaque(lane_index()), node = part * P::kNodeTiles * 8 + lane % 4 * 2;
+      const int o = (slice * call.groups + group) * kGroup + lane / 4 * 2;
+      const T* const bias = static_cast<const T*>(call.bias);
+#pragma unroll
+      for (int w = 0; w < P::kWindows; ++w) {
+        const int window = set * P::kWindows + w;
+        const int64_t at = static_cast<int64_t>(clip) * call.windows + first_window + window;
+        T* const to = static_cast<T*>(call.y) + (at * call.nodes + node) * call.O + o;
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+          const bool stored = window < windows && o + 16 * i < call.O;
+          const float bias0 = bias && stored ? to_float(load_readonly(bias + o + 16 * i)) : 0.f;
+          const float bias1 = bias && stored ? to_float(load_readonly(bias + o + 16 * i + 1)) : 0.f;
+#pragma unroll
+          for (int n = 0; n < P::kNodeTiles; ++n) {
+            store_nodes(to + n * 8 * call.O + 16 * i, call.O, y[w][i][n], bias0, bias1, call.relu,
+                        stored && node + n * 8 < call.nodes, stored && node + n * 8 + 1 < call.nodes);
+            y[w][i][n][0] = y[w][i][n][1] = y[w][i][n][2] = y[w][i][n][3] = 0;
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, Stream stream) {
+  const auto run = [&](auto kernel) { return launch(kernel, grid, call.warps * 32, shared_bytes, stream, call); };
+  static_assert(sizeof(kWindowTiles) / sizeof(kWindowTiles[0]) == 5, "every tile has its kernel here");
+  switch (tile) {
+    case 0:
+      return run(windows_kernel<T, 0>);
+    case 1:
+      return run(windows_kernel<T, 1>);
+    case 2:
+      return run(windows_kernel<T, 2>);
+    case 3:
+      return run(windows_kernel<T, 3>);
+    default:
+      return run(windows_kernel<T, 4>);
+  }
+}
+
+}  // namespace windows
+
+int launch_windows(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes,
+                   simt::Stream stream) {
+  const simt::Grid grid{static_cast<unsigned>(blocks), static_cast<unsigned>(call.slices / call.slices_per_block)};
+  return type == Type::kBFloat16 ? windows::launch_type<simt::bf16>(call, tile, grid, shared_bytes, stream)
+                                 : windows::launch_type<simt::half>(call, tile, grid, shared_bytes, stream);
+}
+
+}  // namespace msg3d::ms_g3d::cuda
