@@ -37,24 +37,24 @@ void few_channels_kernel(ForwardCall call) {
 
   fetch(shared_at + weight_at, call.weight, call.slices * call.channel_steps * call.groups * 3 * 512, threads);
   cp_async_commit();
-  const auto place = [&](const Rows& rows, int row, int column) {
-    return reinterpret_cast<T*>(shared + rows.offset(row, column / 8)) + column % 8;
+  const auto place = [&](int base, const Rows& rows, int row, int column) {
+    return reinterpret_cast<T*>(shared + base + rows.offset(row, column / 8)) + column % 8;
   };
   {  // x_f^T, rows (f,c); nodes outside the clip, nodes behind the last and rows behind the last are zero
     const T* const x = static_cast<const T*>(call.x) + static_cast<int64_t>(clip) * call.T * call.V * call.C;
 #pragma unroll 1
-    for (int i = thread_index(); i < kFewColumns * steps * 16; i += threads) {
+    for (int i = thread_index(); i < (kFewColumns + call.C - 1) / call.C * call.C * steps * 16; i += threads) {
       const int c = i % call.C, at = i / call.C, j = at % (steps * 16), f = at / (steps * 16);
       const int slot = j / call.V, frame = (first_window + f) * call.stride + slot * call.dilation - call.padding;
       const bool inside = f < windows && j < call.nodes && frame >= 0 && frame < call.T;
       T value = from_float<T>(0.f);
       if (inside) value = load_readonly(x + static_cast<int64_t>(frame * call.V + j - slot * call.V) * call.C + c);
-      if (f * call.C + c < kFewColumns) *place(x_rows, f * call.C + c, j) = value;
+      if (f * call.C + c < kFewColumns) *place(0, x_rows, f * call.C + c, j) = value;
     }
     const int filled = call.K * call.C, padding = h_rows.chunks * 8 - filled;
 #pragma unroll 1
     for (int i = thread_index(); i < h_count * padding; i += threads) {
-      *place(h_rows, i / padding, filled + i % padding) = from_float<T>(0.f);
+      *place(h_at, h_rows, i / padding, filled + i % padding) = from_float<T>(0.f);
     }
   }
   block_barrier();
@@ -88,7 +88,7 @@ void few_channels_kernel(ForwardCall call) {
         for (int i = 0; i < 2; ++i) {
           const int column = n * 8 + 2 * t + i, f = column / call.C, c = column - f * call.C;
           if (r < call.nodes && f < call.tile_windows) {
-            *place(h_rows, f * call.nodes + r, k * call.C + c) = from_float<T>(h[n][half_tile * 2 + i]);
+            *place(h_at, h_rows, f * call.nodes + r, k * call.C + c) = from_float<T>(h[n][half_tile * 2 + i]);
           }
         }
       }
