@@ -99,3 +99,12 @@ int launch_gemm(GemmParameters p, bool is_half, Stream stream) {
 }
 
 }  // namespace msg3d::examples
+
+extern "C" int examples_add(const float* a, const float* b, float* out, int64_t n) {
+  return msg3d::examples::launch_add({a, b, out, static_cast<int>(n)}, nullptr);
+}
+
+extern "C" int examples_gemm(const void* a, const void* b, float* c, int64_t M, int64_t N, int64_t K, int64_t is_half) {
+  const msg3d::examples::GemmParameters p{a, b, c, static_cast<int>(M), static_cast<int>(N), static_cast<int>(K)};
+  return msg3d::examples::launch_gemm(p, is_half != 0, nullptr);
+}

@@ -1,0 +1,199 @@
+"""Compiles the runtime and sets of kernels into build/emulator, once for every content.
+
+A library of kernels holds the .cu files as the host compiler sees them (route S: kernels and launchers) and, if asked
+for, what nvcc's PTX was transpiled to (route P). Its undefined symbols are the runtime's, which is loaded first.
+"""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from . import transpile
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "emulator"
+RUNTIME = ("scheduler", "collectives", "memory", "counters", "instrumented")
+SANITIZE = os.environ.get("MSG3D_EMULATOR_SANITIZE", "")  # "address,undefined": needs libasan preloaded
+FLAGS = ["-std=c++17", "-DMSG3D_EMULATED", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off"]
+LINK = ["-shared", "-Wl,-Bsymbolic"]
+if SANITIZE:
+    FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
+    LINK += [f"-fsanitize={SANITIZE}"]
+# Every load and store of a kernel calls the runtime's hooks (instrumented.cpp).
+INSTRUMENT = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
+CXX = shlex.split(os.environ.get("CXX") or "g++")
+
+
+class BuildFailed(RuntimeError):
+    """A compiler refused; its message is in the text."""
+
+
+def run(command: Iterable[object]) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildFailed(f"{shlex.join(words)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@cache
+def find_nvcc() -> Path | None:
+    """As setup.py looks for it: CUDA_HOME, PATH, /usr/local/cuda, the Python packages."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    candidates += [Path(found) for found in [shutil.which("nvcc")] if found]
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    for folder in sys.path:
+        candidates += sorted(Path(folder).glob("nvidia/*/bin/nvcc"), reverse=True)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@cache
+def newest_arch() -> str:
+    """The newest compute capability that nvcc knows."""
+    listing = run([find_nvcc(), "--list-gpu-arch"])
+    return max(re.findall(r"compute_(\d+)\b", listing), key=int)
+
+
+@cache
+def _machine_flags() -> tuple[str, ...]:
+    """The runtime's mma is a loop over vectors: let it use this processor's."""
+    flags = Path("/proc/cpuinfo")
+    known = set(flags.read_text().split()) if flags.exists() else set()
+    return ("-march=x86-64-v3",) if {"avx2", "fma", "bmi2", "f16c"} <= known else ()
+
+
+class Tree:
+    """Source files by path, some of them with replaced text."""
+
+    def __init__(self, replaced: Mapping[Path, str] | None = None) -> None:
+        self.replaced = dict(replaced or {})
+
+    def text(self, path: Path) -> str:
+        return self.replaced.get(path) or path.read_text(encoding="utf-8")
+
+    def closure(self, source: Path) -> list[Path]:
+        """The file and all that it includes by quotes."""
+        found, todo = {}, [source]
+        while todo:
+            path = todo.pop()
+            if path in found:
+                continue
+            found[path] = None
+            for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', self.text(path), re.MULTILINE):
+                included = (path.parent / name).resolve()
+                if included.is_file():
+                    todo.append(included)
+        return sorted(found)
+
+    def digest(self, sources: Iterable[Path]) -> str:
+        sha = hashlib.sha256()
+        for path in sorted({path for source in sources for path in self.closure(source)}):
+            sha.update(f"{path.relative_to(ROOT)}\0{self.text(path)}\0".encode())
+        return sha.hexdigest()
+
+    def place(self, source: Path) -> Path:
+        """Where a compiler finds the file: as it stands, or in a copy of all that belongs to it."""
+        files = self.closure(source)
+        if not set(files) & set(self.replaced):
+            return source
+        copy = BUILD / "trees" / self.digest([source])[:24]
+        for path in files:
+            target = copy / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                _write(target, self.text(path))
+        return copy / source.relative_to(ROOT)
+
+
+def _write(target: Path, text: str) -> None:
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(target)
+
+
+def _made(key: str, suffix: str, command: list[object]) -> Path:
+    """The file that a command writes to the path given last, kept under a hash of the command and `key`."""
+    name = hashlib.sha256("\0".join([key, *map(str, command)]).encode()).hexdigest()[:32]
+    target = BUILD / "objects" / f"{name}{suffix}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{os.getpid()}.{target.name}")
+        run([*command, partial])
+        partial.replace(target)
+    return target
+
+
+def _source_object(tree: Tree, source: Path, instrument: bool) -> Path:
+    flags = INSTRUMENT if instrument and not SANITIZE else []
+    command = [*CXX, *FLAGS, *flags, "-O1", "-w", "-x", "c++", "-c", tree.place(source), "-o"]
+    return _made(tree.digest([source]), ".o", command)
+
+
+def ptx_of(tree: Tree, source: Path, arch: str) -> Path:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildFailed("route P needs nvcc: install the CUDA toolkit, or pip install nvidia-cuda-nvcc")
+    command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "-ptx", f"-arch=compute_{arch}", tree.place(source), "-o"]
+    return _made(tree.digest([source]), ".ptx", command)
+
+
+def _ptx_object(tree: Tree, source: Path, arch: str) -> Path | None:
+    ptx = ptx_of(tree, source, arch)
+    support = Tree().digest([HERE / "ptx_support.h"])
+    translator = "".join(path.read_text() for path in sorted(HERE.glob("*.py")))
+    key = hashlib.sha256(f"{support}{translator}{ptx.name}".encode()).hexdigest()[:32]
+    translated = BUILD / "objects" / f"{key}.cpp"
+    if not translated.exists():
+        _write(translated, transpile.translate(ptx.read_text(), HERE / "ptx_support.h"))
+    return _made(key, ".o", [*CXX, *FLAGS, "-O1", "-w", "-c", translated, "-o"])
+
+
+def library(sources: Iterable[Path], arch: str | None, instrument: bool, tree: Tree) -> Path:
+    """A shared library of the sources; `arch` also transpiles what nvcc makes of them for that compute capability."""
+    steps = [(_source_object, (tree, source, instrument)) for source in sources]
+    if arch:
+        steps += [(_ptx_object, (tree, source, arch)) for source in sources if source.suffix == ".cu"]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda step: step[0](*step[1]), steps))
+    return _made("", ".so", [*CXX, *LINK, *objects, "-o"])
+
+
+@cache
+def runtime() -> ModuleType:
+    """The runtime as a Python module whose symbols every library of kernels finds."""
+    import pybind11
+
+    include = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
+    command = [*CXX, *FLAGS, "-O2", *_machine_flags(), "-ffp-contract=fast", *include]
+    sources = [HERE / f"{name}.cpp" for name in (*RUNTIME, "bind")]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(
+            pool.map(lambda source: _made(Tree().digest([source]), ".o", [*command, "-c", source, "-o"]), sources)
+        )
+    path = _made(
+        "", ".so", [*CXX, "-shared", *([f"-fsanitize={SANITIZE}"] if SANITIZE else []), *objects, "-ldl", "-o"]
+    )
+    loader = importlib.machinery.ExtensionFileLoader("emulator_runtime", str(path))
+    spec = importlib.util.spec_from_file_location("emulator_runtime", path, loader=loader)
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.setdlopenflags(before)
+    return module

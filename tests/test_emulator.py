@@ -1,0 +1,43 @@
+"""The emulators run kernels right, and see what is wrong with wrong ones."""
+
+from collections.abc import Iterator
+
+import emulator
+import numpy as np
+import pytest
+
+EXAMPLES = "tests/emulator/examples.cu"
+
+
+@pytest.fixture(scope="module")
+def examples() -> Iterator[emulator.Kernels]:
+    return emulator.build(EXAMPLES)
+
+
+def gemm_operands(M: int, N: int, K: int) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(0).standard_normal
+    return draw((M, K)).astype(np.float32), draw((N, K)).astype(np.float32)
+
+
+def run_gemm(kernels: emulator.Kernels, M: int = 70, N: int = 40, K: int = 104, **options: object) -> list[dict]:
+    """The tensor-core example on bfloat16 against float64, exactly but for the order of additions."""
+    a, b = (emulator.to_bf16(matrix) for matrix in gemm_operands(M, N, K))
+    c = emulator.empty("c", (M, N), np.float32)
+    counters = kernels.call("examples_gemm", emulator.upload("a", a), emulator.upload("b", b), c, M, N, K, 0, **options)
+    expected = emulator.from_bf16(a).astype(np.float64) @ emulator.from_bf16(b).astype(np.float64).T
+    np.testing.assert_allclose(c.numpy(), expected, atol=1e-4, rtol=1e-5)
+    return counters
+
+
+@pytest.mark.parametrize("n", [1, 4, 511, 512, 1003])
+def test_add(examples: emulator.Kernels, n: int) -> None:
+    a, b = np.random.default_rng(n).standard_normal((2, n)).astype(np.float32)
+    out = emulator.empty("out", (n,), np.float32)
+    examples.call("examples_add", emulator.upload("a", a), emulator.upload("b", b), out, n)
+    np.testing.assert_array_equal(out.numpy(), a + b)
+
+
+@pytest.mark.parametrize("landing", emulator.LANDINGS)
+def test_gemm(examples: emulator.Kernels, landing: str) -> None:
+    for seed in range(4):
+        run_gemm(examples, landing=landing, seed=seed)
