@@ -1,0 +1,156 @@
+// The doors of the backward pass, the packing of A and the weights for it, and the second stage of its sums.
+#include "parts.h"
+
+namespace msg3d::ms_g3d::cuda {
+
+constexpr int kPackThreads = 256;
+
+struct PackGatherParameters {
+  const void *A, *A_res;
+  int64_t stride[3];
+  void* packed;
+  int joints, nodes, window, slot_step, sets, steps, tiles;
+  int64_t count;  // lanes of tiles
+};
+
+// One lane's two registers of one tile a thread.
+template <typename T>
+SIMT_KERNEL(kPackThreads, 1)
+void pack_adjacency_for_gather(PackGatherParameters p) {
+  const int64_t index = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
+  if (index < p.count) {
+    const int lane = static_cast<int>(index & 31);
+    const int64_t rest = index >> 5;
+    const int tile = static_cast<int>(rest % p.tiles), step = static_cast<int>(rest / p.tiles % p.steps);
+    const int set = static_cast<int>(rest / p.tiles / p.steps % p.sets);
+    const int64_t k = rest / p.tiles / p.steps / p.sets;
+    const int slots = (p.window - 1 - set) / p.slot_step + 1, u = tile * 8 + (lane >> 2);
+    const T *const A = static_cast<const T*>(p.A), *const residual = static_cast<const T*>(p.A_res);
+    const auto value = [&](int row) {  // of the sum over (slot, w, v), the oldest window and so the last slot first
+      const int back = row / p.nodes, node = row - back * p.nodes;
+      if (back >= slots || u >= p.joints) return 0.f;
+      const int source = (set + (slots - 1 - back) * p.slot_step) * p.joints + u;
+      float sum = to_float(A[k * p.stride[0] + node * p.stride[1] + source * p.stride[2]]);
+      if (residual) sum += to_float(residual[(k * p.nodes + node) * p.nodes + source]);
+      return sum;
+    };
+    const int row = step * 16 + (lane & 3) * 2;
+    const int64_t of_step = (rest - tile) * 256;
+    const bool paired = tile < p.tiles / 2 * 2;
+    const int at = paired ? tile / 2 * 512 + lane * 16 + tile % 2 * 8 : tile * 256 + lane * 8;
+    store_vector(static_cast<unsigned char*>(p.packed) + of_step + at,
+                 Bits64{pack_pair<T>(value(row), value(row + 1)), pack_pair<T>(value(row + 8), value(row + 9))});
+  }
+}
+
+struct PackWeightParameters {
+  const void* weight;
+  int64_t stride[3];
+  void* packed;
+  int O, C, all_outputs, channels;
+  int64_t count;
+};
+
+template <typename T>
+SIMT_KERNEL(kPackThreads, 1)
+void pack_weight_rows(PackWeightParameters p) {
+  const int64_t index = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
+  if (index < p.count) {
+    const int64_t row = index / p.channels, c = index - row * p.channels, k = row / p.all_outputs;
+    const int64_t o = row - k * p.all_outputs;
+    const bool inside = o < p.O && c < p.C;
+    const T* const weight = static_cast<const T*>(p.weight);
+    static_cast<T*>(p.packed)[index] =
+        inside ? weight[o * p.stride[0] + k * p.stride[1] + c * p.stride[2]] : from_float<T>(0.f);
+  }
+}
+
+struct SumParameters {
+  PartSum sum;
+  int64_t total;
+};
+
+SIMT_KERNEL(kPackThreads, 1)
+void sum_parts_in_order(SumParameters p) {
+  const int64_t index = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
+  if (index < p.total) {
+    const PartSum& s = p.sum;
+    const int64_t l = index % s.size[2], j = index / s.size[2] % s.size[1], i = index / s.size[2] / s.size[1];
+    const float* from = s.parts + i * s.stride[0] + j * s.stride[1] + l;
+    float total = 0.f;
+#pragma unroll 4
+    for (int64_t part = 0; part < s.count; ++part, from += s.part_stride) total += *from;
+    const int64_t to = i * s.out_stride[0] + j * s.out_stride[1] + l * s.out_stride[2];
+    if (s.type == Type::kBFloat16) {
+      static_cast<bf16*>(s.out)[to] = from_float<bf16>(total);
+    } else if (s.type == Type::kFloat16) {
+      static_cast<half*>(s.out)[to] = from_float<half>(total);
+    } else {
+      static_cast<float*>(s.out)[to] = total;
+    }
+  }
+}
+
+namespace {
+
+Grid blocks_of(int64_t count) { return Grid{static_cast<unsigned>(ceil_div(count, kPackThreads))}; }
+
+}  // namespace
+
+int pack_for_gather(const Problem& p, Type type, const GatherPlan& plan, const Pointers& in, void* packed,
+                    void* stream) {
+  const FramePhases phases = frame_phases(p);
+  PackGatherParameters k{in.A, in.A_res, {in.A_stride[0], in.A_stride[1], in.A_stride[2]}, packed};
+  k.joints = static_cast<int>(p.V), k.nodes = static_cast<int>(p.nodes()), k.window = static_cast<int>(p.window);
+  k.slot_step = phases.slot_step, k.sets = phases.sets, k.steps = plan.set_steps;
+  k.tiles = kGatherTiles[plan.tile].joint_tiles;
+  k.count = plan.adjacency_bytes / 8;
+  const auto kernel = type == Type::kBFloat16 ? pack_adjacency_for_gather<bf16> : pack_adjacency_for_gather<half>;
+  return launch(kernel, blocks_of(k.count), kPackThreads, 0, stream, k);
+}
+
+int pack_weight(const Problem& p, Type type, int channels, const Pointers& in, void* packed, void* stream) {
+  PackWeightParameters k{in.weight, {in.weight_stride[0], in.weight_stride[1], in.weight_stride[2]}, packed};
+  k.O = static_cast<int>(p.O), k.C = static_cast<int>(p.C), k.channels = channels;
+  k.all_outputs = static_cast<int>(ceil_div(p.O, kChannelChunk) * kChannelChunk);
+  k.count = p.K * k.all_outputs * channels;
+  const auto kernel = type == Type::kBFloat16 ? pack_weight_rows<bf16> : pack_weight_rows<half>;
+  return launch(kernel, blocks_of(k.count), kPackThreads, 0, stream, k);
+}
+
+int sum_parts(const PartSum& sum, void* stream) {
+  const int64_t total = static_cast<int64_t>(sum.size[0]) * sum.size[1] * sum.size[2];
+  return launch(sum_parts_in_order, blocks_of(total), kPackThreads, 0, stream, SumParameters{sum, total});
+}
+
+GatherParameters gather_parameters(const Problem& p, const GatherPlan& plan, const void* gy, const void* packed_A) {
+  const FramePhases phases = frame_phases(p);
+  GatherParameters g{};
+  g.gy = gy, g.A = packed_A;
+  g.windows = static_cast<int>(p.windows()), g.nodes = static_cast<int>(p.nodes()), g.O = static_cast<int>(p.O);
+  g.K = static_cast<int>(p.K), g.window = static_cast<int>(p.window), g.stride = static_cast<int>(p.stride);
+  g.dilation = static_cast<int>(p.dilation), g.padding = static_cast<int>(p.padding());
+  g.phases = phases.phases, g.window_step = phases.window_step, g.slot_step = phases.slot_step;
+  g.phase_count = static_cast<int>(std::min<int64_t>(phases.phases, p.T));
+  g.frames = static_cast<int>(p.T), g.frame_tiles = plan.frame_tiles, g.tile_frames = plan.frames;
+  g.set_steps = plan.set_steps, g.chunk_steps = plan.chunk_steps, g.threads = plan.warps * 32;
+  return g;
+}
+
+int grad_input(const Problem& p, Type type, const BackwardPlan& plan, const Pointers& in, const void* gy, void* grad_x,
+               void* workspace, void* stream) {
+  return launch_grad_x(simplified(p), type, plan.grad_x, in, gy, grad_x, static_cast<unsigned char*>(workspace),
+                       stream);
+}
+
+int grad_parameters(const Problem& p, Type type, const BackwardPlan& plan, const Pointers& in, const void* gy,
+                    const Gradients& out, void* workspace, void* stream) {
+  unsigned char* const first = static_cast<unsigned char*>(workspace);
+  int error = 0;
+  if (out.A) error = launch_grad_A(simplified(p), type, plan.grad_A, in, gy, out, first, stream);
+  if (error || !out.weight) return error;
+  return launch_grad_weight(simplified(p), type, plan.grad_weight, in, gy, out, first + plan.grad_A.workspace_bytes(),
+                            stream);
+}
+
+}  // namespace msg3d::ms_g3d::cuda
