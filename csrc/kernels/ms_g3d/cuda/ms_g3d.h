@@ -9,7 +9,8 @@
 
 namespace msg3d::ms_g3d::cuda {
 
-// A and weight with their strides in elements, the others dense in memory as problem.h says.
+// Everything in T but the sums. A, weight and collapse_weight with their strides in elements, the others dense in
+// memory as problem.h says.
 struct Pointers {
   const void* x;       // 16-byte aligned
   const void* A;       // (K, tau*V, tau*V)
@@ -20,15 +21,25 @@ struct Pointers {
   int64_t weight_stride[3];
 };
 
-// y = relu?(ms_g3d(x)). `plan` is plan_forward's and not kPlain; `workspace` holds plan.workspace_bytes of any content,
-// 256-byte aligned. All return CUDA's error code of the launches, 0 if there is none; nothing waits for the device.
-int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
-            void* workspace, void* stream);
+// Behind y = relu(ms_g3d(x)), out (N, T_out, V, out_channels) = sum_w collapse_weight[:, :, w] y[w] + bias.
+struct Collapse {
+  const void* weight;  // (out_channels, O, tau)
+  const void* bias;    // (out_channels,); null: none
+  int64_t weight_stride[3];
+  bool accumulate;  // add to what stands in out
+};
 
-// The two halves of it, for weights that stay: pack W and A into the workspace once, then run on it as often as wanted,
-// also with another N.
-int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace, void* stream);
-int run(const Problem& p, Type type, const ForwardPlan& plan, const void* x, const void* bias, bool relu, void* y,
-        const void* workspace, void* stream);
+// y = relu?(ms_g3d(x)), or, with a plan for `collapse`, out = relu?(collapse of it) in y's place. `plan` is
+// plan_forward's and not kPlain; `workspace` holds plan.workspace_bytes of any content, 256-byte aligned. All return
+// CUDA's error code of the launches, 0 if there is none; nothing waits for the device.
+int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
+            bool relu, void* y, void* workspace, void* stream);
+
+// The two halves of it, for weights that stay: pack W, A and the collapse's weight into the workspace once, then run on
+// it as often as wanted, also with another N or T if the plan's kernel, tile and groups stay the same.
+int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
+         void* workspace, void* stream);
+int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse, bool relu,
+        void* y, const void* workspace, void* stream);
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -69,11 +70,19 @@ struct ForwardPlan {
   int weight_steps;      // frames: k16 steps of a weight chunk; windows: projection units of a weight chunk
   int slices;            // of all output channels
   int slices_per_block;  // that a block computes one after the other while it keeps x
-  int shared_bytes;
+  int out_channels;      // of the collapse behind it; 0: none
+  int collapse_groups;   // of 48 of them whose weights a block holds at once
   int64_t blocks;
-  int64_t weight_bytes, adjacency_bytes, workspace_bytes;  // packed once a call
-  int64_t block_clocks, waves;                             // modelled, not measured
-  double clocks;                                           // of all waves: what the plan minimises
+
+  // Shared memory: x from its start on, then Z (or H), W, A; the collapse lays y and its weights over what it can.
+  int z_at, weight_at, adjacency_at, y_at, stage_at, shared_bytes;
+  int weight_chunk_bytes;    // frames: a weight chunk; windows: a projection unit's weights
+  int adjacency_part_bytes;  // A_k for one part
+  int64_t weight_bytes, adjacency_bytes, collapse_bytes, workspace_bytes;  // packed once a call
+
+  // Modelled, not measured.
+  int64_t block_clocks, waves;
+  double clocks;  // of all waves: what the plan minimises
 
   int slice() const { return groups * kGroup; }
 };
@@ -95,18 +104,19 @@ struct Interval {
   int64_t clocks() const { return std::max(mma * 8 / std::min<int64_t>(warps, 4), wavefronts) + 40; }
 };
 
-inline void finish(ForwardPlan& plan, const Device& device, int64_t x_bytes, int64_t clocks) {
-  plan.block_clocks = clocks + 1500 + x_bytes / 12;  // nothing hides the first load
+// `clocks` of the block's intervals, the bytes that it reads before them, and all that it moves through the
+// second-level cache, which gives a multiprocessor 47 bytes a clock: more than half of the time there is too much.
+inline void finish(ForwardPlan& plan, const Device& device, int64_t clocks, int64_t first_bytes, int64_t all_bytes) {
+  plan.block_clocks = std::max(clocks, 2 * all_bytes / 47) + 1500 + first_bytes / 12;  // nothing hides the first load
   const int64_t per_sm = std::max<int64_t>(
-      1,
-      std::min((device.shared_bytes + kSharedReserve) / (plan.shared_bytes + kSharedReserve), kMostWarps / plan.warps));
+      1, std::min<int64_t>((device.shared_bytes + kSharedReserve) / (plan.shared_bytes + kSharedReserve),
+                           kMostWarps / plan.warps));
+  const int64_t on_one_sm = ceil_div(plan.blocks, device.multiprocessors);
   plan.waves = ceil_div(plan.blocks, device.multiprocessors * per_sm);
   // One warp on a sub-partition cannot hide its own latency.
-  const double resident =
-      static_cast<double>(plan.warps * std::min(per_sm, ceil_div(plan.blocks, device.multiprocessors)));
-  plan.clocks = static_cast<double>(ceil_div(plan.blocks, device.multiprocessors) * plan.block_clocks) *
-                (resident >= 8 ? 1.0 : 1.25);
-  plan.workspace_bytes = aligned(plan.weight_bytes) + aligned(plan.adjacency_bytes);
+  const bool hidden = plan.warps * std::min(per_sm, on_one_sm) >= kMostWarps;
+  plan.clocks = static_cast<double>(on_one_sm * plan.block_clocks) * (hidden ? 1.0 : 1.25);
+  plan.workspace_bytes = aligned(plan.weight_bytes) + aligned(plan.adjacency_bytes) + aligned(plan.collapse_bytes);
 }
 
 inline void cut_channels(ForwardPlan& plan, const Problem& p, int groups) {
@@ -114,6 +124,30 @@ inline void cut_channels(ForwardPlan& plan, const Problem& p, int groups) {
   plan.channel_steps = static_cast<int>(ceil_div(p.C, 16));
   plan.slices = static_cast<int>(ceil_div(p.O, plan.slice()));
   plan.weight_bytes = plan.slices * p.K * plan.channel_steps * 16 * plan.slice() * 2;
+}
+
+// The collapse to `out_channels` behind a plan whose y may go to `y_at` and whose shared memory is free from there on,
+// and before it if `whole`. False if the warps are too few for the windows.
+inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channels, int y_at, bool whole,
+                         int64_t& clocks, int64_t& all_bytes) {
+  const int64_t sets = plan.windows * ceil_div(p.V, 32);
+  if (sets > plan.warps) return false;
+  plan.out_channels = static_cast<int>(out_channels);
+  const int64_t out_groups = ceil_div(out_channels, kGroup), group_bytes = plan.groups * 3 * 1536;
+  plan.collapse_groups = static_cast<int>(std::min(plan.warps / sets, out_groups));
+  plan.collapse_bytes = plan.slices * p.window * out_groups * group_bytes;
+  const int64_t stage_bytes = 2 * plan.collapse_groups * group_bytes;
+  const int64_t y_bytes = plan.windows * ceil_div(p.nodes(), 8) * 8 * plan.slice() * 2;
+  plan.y_at = y_at;
+  plan.stage_at = static_cast<int>(whole && stage_bytes <= y_at ? 0 : y_at + y_bytes);
+  const int64_t end = y_at + y_bytes + (plan.stage_at ? stage_bytes : 0);
+  plan.shared_bytes = static_cast<int>(std::max<int64_t>(plan.shared_bytes, end));
+  const int64_t steps = plan.groups * 3, passes = ceil_div(out_groups, plan.collapse_groups);
+  const int64_t busy = sets * plan.collapse_groups;
+  const Interval slot{busy * 12 * steps, busy, busy * 20 * steps + stage_bytes / 256};
+  clocks += plan.slices * (passes * p.window * slot.clocks() + y_bytes / 128);
+  all_bytes += plan.collapse_bytes + plan.windows * p.V * out_channels * 2;
+  return true;
 }
 
 // Packs of frames, `sets` of them in a block.
@@ -126,64 +160,76 @@ inline ForwardPlan frames_plan(const Problem& p, const Device& device, int tile,
   plan.warps = groups * sets, plan.windows = plan.slots = sets * pack.frames;
   plan.weight_steps = static_cast<int>(ceil_div(plan.channel_steps, weight_chunks));
   plan.slices_per_block = plan.slices;
-  const int64_t a_bytes = pack.frames * pack.joint_tiles * pack.joint_tiles * kFragmentBytes;
+  plan.adjacency_part_bytes = pack.frames * pack.joint_tiles * pack.joint_tiles * kFragmentBytes;
+  plan.adjacency_bytes = p.K * plan.adjacency_part_bytes;
+  plan.weight_chunk_bytes = plan.weight_steps * 16 * plan.slice() * 2;
   const int64_t rows = (sets - 1) * pack.frames * p.V + pack.row_tiles * 8;
-  const int64_t weight_chunk = plan.weight_steps * 16 * plan.slice() * 2;
-  plan.shared_bytes = static_cast<int>(rows * plan.channel_steps * 32 + 2 * (weight_chunk + a_bytes));
-  plan.adjacency_bytes = p.K * a_bytes;
+  plan.weight_at = static_cast<int>(rows * plan.channel_steps * 32);
+  plan.adjacency_at = plan.weight_at + 2 * plan.weight_chunk_bytes;
+  plan.shared_bytes = plan.adjacency_at + 2 * plan.adjacency_part_bytes;
   plan.blocks = ceil_div(p.N * p.T, plan.windows);
-  const int64_t k = plan.channel_steps;
+  const int64_t k = plan.channel_steps, scales = plan.slices * p.K;
   const int64_t products = 3 * pack.row_tiles * k + pack.frames * 3 * pack.joint_tiles * ceil_div(pack.joint_tiles, 2);
-  const int64_t fragments = (48 + 8 * pack.row_tiles) * k / 4 + a_bytes / 128;
-  const int64_t staged = (plan.channel_steps * 16 * plan.slice() * 2 + a_bytes) / 128;
-  const Interval scale{products * plan.warps, plan.warps, fragments * plan.warps + staged};
-  finish(plan, device, plan.windows * p.V * p.C * 2, plan.slices * p.K * (scale.clocks() + 40 * (weight_chunks - 1)));
+  const int64_t fragments = (48 + 8 * pack.row_tiles) * k / 4 + plan.adjacency_part_bytes / 128;
+  const int64_t staged = k * 16 * plan.slice() * 2 + plan.adjacency_part_bytes;
+  const Interval scale{products * plan.warps, plan.warps, fragments * plan.warps + staged / 128};
+  const int64_t x_bytes = plan.windows * p.V * p.C * 2, y_bytes = plan.windows * p.V * p.O * 2;
+  finish(plan, device, scales * (scale.clocks() + 40 * (weight_chunks - 1)), x_bytes,
+         x_bytes + y_bytes + scales * staged);
   return plan;
 }
 
-inline ForwardPlan windows_plan(const Problem& p, const Device& device, int tile, int groups, int windows,
-                                bool stream_weight, bool keep_x) {
+// False if no such tile exists.
+inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int tile, int groups, int windows,
+                         bool stream_weight, bool keep_x, int64_t out_channels) {
   const WindowTile& shape = kWindowTiles[tile];
-  ForwardPlan plan{};
+  plan = {};
   plan.kernel = Kernel::kWindows, plan.tile = tile;
   cut_channels(plan, p, groups);
   plan.windows = windows;
   const int64_t node_tiles = ceil_div(p.nodes(), 8);
   plan.parts = static_cast<int>(ceil_div(node_tiles, shape.node_tiles));
   plan.warps = groups * plan.parts * (windows / shape.windows);
-  int64_t step = p.dilation;
-  if (windows > 1) {
-    for (int64_t a = p.stride; a;) {
-      const int64_t rest = step % a;
-      step = a, a = rest;
-    }
-  }
-  plan.frame_step = static_cast<int>(step);
-  plan.slots = static_cast<int>((p.frames_of(windows) - 1) / step + 1);
+  if (plan.warps > kMostWarps) return false;
+  plan.frame_step = static_cast<int>(windows > 1 ? std::gcd(p.stride, p.dilation) : p.dilation);
+  plan.slots = static_cast<int>((p.frames_of(windows) - 1) / plan.frame_step + 1);
   const int64_t rows = plan.slots * p.V, k = plan.channel_steps, columns = plan.slice() / kColumnStep;
   plan.weight_steps = static_cast<int>(stream_weight ? 1 : columns);
   plan.slices_per_block = keep_x ? plan.slices : 1;
-  const int64_t a_bytes = node_tiles * plan.parts * shape.node_tiles * kFragmentBytes;
-  const int64_t unit_bytes = k * kColumnStep * 32;
-  plan.shared_bytes =
-      static_cast<int>(rows * (k * 32 + plan.slice() * 2) + (stream_weight ? 2 : columns) * unit_bytes + a_bytes);
+  plan.adjacency_part_bytes = static_cast<int>(node_tiles * shape.node_tiles * kFragmentBytes);
+  const int64_t a_bytes = plan.parts * plan.adjacency_part_bytes;
   plan.adjacency_bytes = p.K * a_bytes;
+  plan.weight_chunk_bytes = static_cast<int>(k * kColumnStep * 32);
+  plan.z_at = static_cast<int>(rows * k * 32);
+  plan.weight_at = static_cast<int>(plan.z_at + rows * plan.slice() * 2);
+  plan.adjacency_at = static_cast<int>(plan.weight_at + (stream_weight ? 2 : columns) * plan.weight_chunk_bytes);
+  plan.shared_bytes = static_cast<int>(plan.adjacency_at + a_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows) * (plan.slices / plan.slices_per_block);
   // Phase 1: units of 32 rows x 24 channels. Phase 2: a warp's windows.
   const int64_t m32 = ceil_div(rows, 32), units = m32 * plan.weight_steps, chunks = columns / plan.weight_steps;
-  const Interval project{ceil_div(units, std::min(plan.warps, 4)) * std::min(plan.warps, 4) * 6 * k, plan.warps,
-                         units * 14 * k + rows * plan.slice() / 64 / chunks + (a_bytes + unit_bytes) / 128 / chunks};
-  const int64_t per_step = 3 * shape.node_tiles * shape.windows;
-  const Interval gather{
-      plan.warps * per_step * ceil_div(node_tiles, 2), plan.warps,
-      plan.warps * (12 * shape.windows + 2 * shape.node_tiles) * ceil_div(node_tiles, 2) + columns * unit_bytes / 128};
-  finish(plan, device, rows * p.C * 2, plan.slices_per_block * p.K * (chunks * project.clocks() + gather.clocks()));
-  return plan;
+  const int64_t busy = std::min(plan.warps, 4), weight_bytes = columns * plan.weight_chunk_bytes;
+  const Interval project{ceil_div(units, busy) * busy * 6 * k, plan.warps,
+                         units * 14 * k + (rows * plan.slice() / 64 + (a_bytes + weight_bytes) / 128) / chunks};
+  const int64_t products = 3 * shape.node_tiles * shape.windows * ceil_div(node_tiles, 2);
+  const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * ceil_div(node_tiles, 2);
+  const Interval gather{plan.warps * products, plan.warps, plan.warps * fragments + weight_bytes / 128};
+  const int64_t scales = plan.slices_per_block * p.K, x_bytes = rows * p.C * 2;
+  int64_t clocks = scales * (chunks * project.clocks() + gather.clocks());
+  int64_t all_bytes = x_bytes + scales * (a_bytes + weight_bytes);
+  if (out_channels == 0) {
+    all_bytes += windows * p.nodes() * std::min<int64_t>(p.O, plan.slices_per_block * plan.slice()) * 2;
+  } else if (plan.slices_per_block != plan.slices ||
+             !add_collapse(plan, p, out_channels, plan.slices > 1 ? plan.z_at : 0, false, clocks, all_bytes)) {
+    return false;
+  }
+  finish(plan, device, clocks, x_bytes, all_bytes);
+  return true;
 }
 
 // Aggregate first, for C <= 8. One slice holds all output channels; `channel_steps` are k16 steps of K*C.
-inline ForwardPlan few_channels_plan(const Problem& p, const Device& device, int windows) {
-  ForwardPlan plan{};
+inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device& device, int windows,
+                              int64_t out_channels) {
+  plan = {};
   plan.kernel = Kernel::kFewChannels, plan.parts = plan.frame_step = plan.slices = plan.slices_per_block = 1;
   plan.warps = kMostWarps, plan.windows = windows;
   plan.groups = static_cast<int>(ceil_div(p.O, kGroup));
@@ -193,14 +239,22 @@ inline ForwardPlan few_channels_plan(const Problem& p, const Device& device, int
   const int64_t steps = ceil_div(p.nodes(), 16), row_tiles = ceil_div(p.nodes() * p.K, 16);
   const int64_t rows = windows * p.nodes(), chunks = ceil_div(p.K * p.C, 8);
   plan.adjacency_bytes = row_tiles * steps * 512;
-  plan.shared_bytes = static_cast<int>(kFewColumns * steps * 32 + rows * chunks * 16 + plan.weight_bytes);
+  plan.z_at = static_cast<int>(kFewColumns * steps * 32);
+  plan.weight_at = static_cast<int>(plan.z_at + rows * chunks * 16);
+  plan.shared_bytes = static_cast<int>(plan.weight_at + plan.weight_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows);
   const Interval aggregate{row_tiles * steps * 3, kMostWarps, row_tiles * (steps * 6 + 24) + rows * chunks / 8};
   const Interval project{ceil_div(rows, 32) * plan.groups * 12 * ceil_div(chunks, 2), kMostWarps,
                          ceil_div(rows, 32) * plan.groups * 20 * ceil_div(chunks, 2)};
-  // Writing y to memory, at 12 bytes a clock and multiprocessor, takes longer than both where all of them write.
-  finish(plan, device, plan.adjacency_bytes / 4, aggregate.clocks() + project.clocks() + rows * p.O * 2 / 12);
-  return plan;
+  int64_t clocks = aggregate.clocks() + project.clocks(), all_bytes = plan.adjacency_bytes + plan.weight_bytes;
+  if (out_channels == 0) {
+    all_bytes += rows * p.O * 2;
+    clocks += rows * p.O * 2 / 12;  // to memory, which takes longer than both products
+  } else if (!add_collapse(plan, p, out_channels, plan.shared_bytes, true, clocks, all_bytes)) {
+    return false;
+  }
+  finish(plan, device, clocks, plan.adjacency_bytes / 4, all_bytes);
+  return true;
 }
 
 inline ForwardPlan plain(const std::string& why) {
@@ -209,66 +263,86 @@ inline ForwardPlan plain(const std::string& why) {
   return plan;
 }
 
-}  // namespace detail
+// Keeps the fastest plan that fits, and why the others lost.
+class Choice {
+ public:
+  explicit Choice(const Device& device) : device_(device) {}
 
-// What a forward pass runs as. `rejected`, if given, gets every tile that was looked at and lost, with the reason.
-inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& device,
-                                std::vector<Rejected>* rejected = nullptr) {
-  if (type == Type::kFloat64) return detail::plain("float64 has no tensor-core path");
-  if (type == Type::kFloat32) return detail::plain("float32 runs in full precision");
-  if (device.arch < 80) return detail::plain("tensor cores for this need compute capability 8.0");
-  if (p.C > 8 && p.C % 8 != 0) return detail::plain("C is over 8 and not a multiple of 8");
-  if (p.O % 2 != 0) return detail::plain("O is odd");
-  if (p.V > 64) return detail::plain("V is over 64");
-
-  ForwardPlan best = detail::plain("");
-  std::string least_name;
-  int64_t least_bytes = INT64_MAX;
-  std::vector<Rejected> lost;
-  std::string best_name;
-  const auto consider = [&](const ForwardPlan& plan, const std::string& name) {
-    if (plan.warps > kMostWarps) return;
-    if (plan.shared_bytes > device.shared_bytes) {
-      lost.push_back({name, "needs " + std::to_string(plan.shared_bytes) + " bytes of shared memory, there are " +
-                                std::to_string(device.shared_bytes)});
-      if (plan.shared_bytes < least_bytes) least_bytes = plan.shared_bytes, least_name = name;
+  void consider(const ForwardPlan& plan, const std::string& tile) {
+    if (plan.shared_bytes > device_.shared_bytes) {
+      const std::string needs = "needs " + std::to_string(plan.shared_bytes) + " bytes of shared memory";
+      lost_.push_back({tile, needs + ", a block may have " + std::to_string(device_.shared_bytes)});
+      if (plan.shared_bytes < least_bytes_) least_bytes_ = plan.shared_bytes, least_ = tile + ", " + needs;
       return;
     }
-    const bool better = best.kernel == Kernel::kPlain || plan.clocks < best.clocks;
-    const std::string slower = "modelled slower: " + std::to_string(static_cast<int64_t>(plan.clocks)) + " clocks";
-    if (better) {
-      if (best.kernel != Kernel::kPlain) {
-        lost.push_back(
-            {best_name, "modelled slower: " + std::to_string(static_cast<int64_t>(best.clocks)) + " clocks"});
-      }
-      best = plan, best_name = name;
-    } else {
-      lost.push_back({name, slower});
-    }
-  };
-  const auto words = [](const char* tile, int groups, int count, const char* what, const std::string& more) {
-    return std::string(tile) + ", " + std::to_string(groups * kGroup) + " channels, " + std::to_string(count) + what +
-           more;
-  };
+    const bool first = best_.kernel == Kernel::kPlain, better = first || plan.clocks < best_.clocks;
+    if (!first) lost_.push_back(better ? Rejected{best_tile_, slower(best_)} : Rejected{tile, slower(plan)});
+    if (better) best_ = plan, best_tile_ = tile;
+  }
 
+  ForwardPlan best(std::vector<Rejected>* rejected) {
+    if (best_.kernel == Kernel::kPlain) {
+      best_ = plain(least_.empty() ? "no tile has enough warps for these sizes"
+                                   : "no tile fits: the smallest, " + least_ + ", a block may have " +
+                                         std::to_string(device_.shared_bytes));
+    }
+    if (rejected) *rejected = std::move(lost_);
+    return best_;
+  }
+
+ private:
+  static std::string slower(const ForwardPlan& plan) {
+    return "modelled slower: " + std::to_string(static_cast<int64_t>(plan.clocks)) + " clocks";
+  }
+
+  Device device_;
+  ForwardPlan best_{};
+  std::vector<Rejected> lost_;
+  std::string best_tile_, least_;
+  int64_t least_bytes_ = INT64_MAX;
+};
+
+inline std::string tile_name(const char* shape, int groups, int count, const char* what, const std::string& more) {
+  return std::string(shape) + ", " + std::to_string(groups * kGroup) + " channels, " + std::to_string(count) + " " +
+         what + " a block" + more;
+}
+
+}  // namespace detail
+
+// What a forward pass runs as; with `out_channels`, the whole block for inference (collapse behind relu). `rejected`,
+// if given, gets every tile that was looked at and lost, with the reason.
+inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& device, int64_t out_channels = 0,
+                                std::vector<Rejected>* rejected = nullptr) {
+  using namespace detail;
+  if (type == Type::kFloat64) return plain("float64 has no tensor-core path");
+  if (type == Type::kFloat32) return plain("float32 runs in full precision");
+  if (device.arch < 80) return plain("tensor cores for this need compute capability 8.0");
+  if (p.C > 8 && p.C % 8 != 0) return plain("C is over 8 and not a multiple of 8");
+  if (p.O % 2 != 0) return plain("O is odd");
+  if (out_channels % 2 != 0) return plain("the collapse's output channels are odd");
+  if (p.V > 64) return plain("V is over 64");
+
+  Choice choice(device);
+  ForwardPlan plan;
   const int all_groups = static_cast<int>(ceil_div(p.O, kGroup));
+  const auto too_wide = [&](int groups) { return groups > 1 && groups >= 2 * all_groups; };
   if (p.C <= 8) {
     for (int windows = static_cast<int>(kFewColumns / p.C); windows > 0; windows /= 2) {
-      consider(detail::few_channels_plan(p, device, windows),
-               "few channels, " + std::to_string(windows) + " windows a block");
+      if (few_channels_plan(plan, p, device, windows, out_channels)) {
+        choice.consider(plan, "few channels, " + std::to_string(windows) + " windows a block");
+      }
     }
-  } else if (p.window == 1 && p.stride == 1) {
+  } else if (p.window == 1 && p.stride == 1 && out_channels == 0) {
     for (int tile = 0; tile < static_cast<int>(std::size(kFramePacks)); ++tile) {
       const FramePack& pack = kFramePacks[tile];
       if (p.V < pack.v_least || p.V > pack.v_most) continue;
       for (int groups : {1, 2, 4, 8}) {
-        if (groups > 1 && groups >= 2 * all_groups) continue;
         for (int sets : {1, 2, 4}) {
           for (int chunks : {1, 2, 4, 8}) {
-            if (chunks > ceil_div(p.C, 16)) continue;
-            consider(detail::frames_plan(p, device, tile, groups, sets, chunks),
-                     words(pack.name, groups, sets * pack.frames, " frames a block",
-                           chunks > 1 ? ", weights in " + std::to_string(chunks) + " chunks" : ""));
+            if (too_wide(groups) || groups * sets > kMostWarps || chunks > ceil_div(p.C, 16)) continue;
+            choice.consider(frames_plan(p, device, tile, groups, sets, chunks),
+                            tile_name(pack.name, groups, sets * pack.frames, "frames",
+                                      chunks > 1 ? ", weights in " + std::to_string(chunks) + " chunks" : ""));
           }
         }
       }
@@ -277,26 +351,21 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
     for (int tile = 0; tile < static_cast<int>(std::size(kWindowTiles)); ++tile) {
       const WindowTile& shape = kWindowTiles[tile];
       for (int groups : {1, 2, 4}) {
-        if (groups > 1 && groups >= 2 * all_groups) continue;
         for (int windows : {1, 2, 3, 4, 8}) {
-          if (windows % shape.windows != 0) continue;
           for (int way = 0; way < 4; ++way) {
             const bool stream = way & 1, keep = way & 2;
-            if (keep && groups >= all_groups) continue;
-            consider(detail::windows_plan(p, device, tile, groups, windows, stream, keep),
-                     words(shape.name, groups, windows, " windows a block",
-                           std::string(stream ? ", weights streamed" : "") + (keep ? ", slices in turn" : "")));
+            if (too_wide(groups) || windows % shape.windows != 0) continue;
+            if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
+            if (!windows_plan(plan, p, device, tile, groups, windows, stream, keep, out_channels)) continue;
+            choice.consider(
+                plan, tile_name(shape.name, groups, windows, "windows",
+                                std::string(stream ? ", weights streamed" : "") + (keep ? ", slices in turn" : "")));
           }
         }
       }
     }
   }
-  if (best.kernel == Kernel::kPlain) {
-    best.refused = "no tile fits into the shared memory: the smallest (" + least_name + ") needs " +
-                   std::to_string(least_bytes) + " bytes, a block may have " + std::to_string(device.shared_bytes);
-  }
-  if (rejected) *rejected = std::move(lost);
-  return best;
+  return choice.best(rejected);
 }
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -6,7 +6,7 @@
 //
 // A block owns kFewColumns / C windows f; j = (w',u) runs over their nodes. x is gathered element by element (a frame
 // of 3 channels has no 16-byte pieces) into x_f^T, A is read once, fragment by fragment, from the second-level cache.
-#include "forward.h"
+#include "collapse.h"
 
 namespace msg3d::ms_g3d::cuda {
 namespace few_channels {
@@ -26,9 +26,8 @@ SIMT_KERNEL(kMostWarps * 32, 2)
 void few_channels_kernel(ForwardCall call) {
   const int threads = call.warps * 32;
   const int steps = (call.nodes + 15) / 16;  // k16 steps of phase 1
-  const Rows x_rows(steps * 2), h_rows((call.K * call.C + 7) / 8);
-  const int h_count = call.tile_windows * call.nodes;
-  const int h_at = kFewColumns * x_rows.chunks * 16, weight_at = h_at + h_count * h_rows.chunks * 16;
+  const Rows &x_rows = call.x_rows, &h_rows = call.z_rows;
+  const int h_count = call.tile_windows * call.nodes, h_at = call.z_at, weight_at = call.weight_at;
   unsigned char* const shared = shared_memory<unsigned char>();
   const uint32_t shared_at = shared_address(shared);
   const int tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
@@ -134,16 +133,27 @@ void few_channels_kernel(ForwardCall call) {
     T* const to = static_cast<T*>(call.y) + first_row * call.O + o;
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
-      const bool stored = o + 16 * i < call.O;
-      const float bias0 = bias && stored ? to_float(load_readonly(bias + o + 16 * i)) : 0.f;
-      const float bias1 = bias && stored ? to_float(load_readonly(bias + o + 16 * i + 1)) : 0.f;
+      const bool biased = bias && o + 16 * i < call.O;
+      const float bias0 = biased ? to_float(load_readonly(bias + o + 16 * i)) : 0.f;
+      const float bias1 = biased ? to_float(load_readonly(bias + o + 16 * i + 1)) : 0.f;
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) {
-        store_nodes(to + n * 8 * call.O + 16 * i, call.O, y[i][n], bias0, bias1, call.relu,
-                    stored && row + n * 8 + 2 * t < rows, stored && row + n * 8 + 2 * t + 1 < rows);
+        const int at = row + n * 8 + 2 * t;
+        if (call.collapse) {
+          stage_nodes<T>(shared + call.y_at, call.y_rows, at, o + 16 * i, y[i][n], bias0, bias1, at < rows,
+                         at + 1 < rows);
+        } else {
+          const bool stored = o + 16 * i < call.O;
+          store_nodes(to + n * 8 * call.O + 16 * i, call.O, y[i][n], bias0, bias1, call.relu, stored && at < rows,
+                      stored && at + 1 < rows);
+        }
       }
     }
   }
+  if (!call.collapse) return;
+  block_barrier();  // nobody reads H and W any more
+  fetch_collapse(call, 0, 0);
+  collapse<T>(call, 0, static_cast<int64_t>(clip) * call.windows + first_window, windows);
 }
 
 }  // namespace few_channels

@@ -20,6 +20,10 @@ struct PackCall {
   int groups, channel_steps;
   int frames;  // of a pack; 0: for windows
   bool few_channels;
+  const void* collapse;  // null: none
+  uint32_t* packed_collapse;
+  int64_t collapse_stride[3], collapse_words;
+  int slices, out_channels;
   int tiles;  // of eight destination joints or nodes: of a frame, of a part
   int parts;
 };
@@ -117,6 +121,25 @@ SIMT_DEVICE float weight_value(const PackCall& call, int k, int o, int c) {
   return to_float(load_readonly(static_cast<const T*>(call.weight) + at));
 }
 
+// (slice, slot, group of 48 outputs, step, m16 tile, lane, 4): A fragments, columns the channels of the slice.
+template <typename T>
+SIMT_DEVICE float collapse_value(const PackCall& call, int slot, int out, int o) {
+  if (out >= call.out_channels || o >= call.O) return 0.f;
+  const int64_t at = out * call.collapse_stride[0] + o * call.collapse_stride[1] + slot * call.collapse_stride[2];
+  return to_float(load_readonly(static_cast<const T*>(call.collapse) + at));
+}
+
+SIMT_DEVICE Place collapse_place(const PackCall& call, int64_t word) {
+  const int steps = call.groups * 3, out_groups = (call.out_channels + kGroup - 1) / kGroup;
+  const int slots = call.nodes / call.V, part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
+  const int tile = static_cast<int>(word / 128 % 3), step = static_cast<int>(word / 384 % steps);
+  const int64_t rest = word / 384 / steps;
+  const int group = static_cast<int>(rest % out_groups), slot = static_cast<int>(rest / out_groups % slots);
+  const int slice = static_cast<int>(rest / out_groups / slots);
+  return {group * kGroup + tile * 16 + channel_of_row(lane / 4 + part % 2 * 8),
+          slice * call.groups * kGroup + step * 16 + lane % 4 * 2 + part / 2 * 8, slot};
+}
+
 constexpr int kPackThreads = 256;
 
 template <typename T>
@@ -132,21 +155,30 @@ void pack_kernel(PackCall call) {
     const Place at = adjacency_place(call, index);
     call.packed_adjacency[index] = pack_pair<T>(adjacency_value<T>(call, at.k, at.row, at.column, call.nodes),
                                                 adjacency_value<T>(call, at.k, at.row, at.column + 1, call.nodes));
+  } else if (word < call.weight_words + call.adjacency_words + call.collapse_words) {
+    const int64_t index = word - call.weight_words - call.adjacency_words;
+    const Place at = collapse_place(call, index);
+    call.packed_collapse[index] = pack_pair<T>(collapse_value<T>(call, at.k, at.row, at.column),
+                                               collapse_value<T>(call, at.k, at.row, at.column + 1));
   }
 }
 
 inline char* adjacency_image(const ForwardPlan& plan, void* workspace) {
   return static_cast<char*>(workspace) + detail::aligned(plan.weight_bytes);
 }
+inline char* collapse_image(const ForwardPlan& plan, void* workspace) {
+  return adjacency_image(plan, workspace) + detail::aligned(plan.adjacency_bytes);
+}
 
 }  // namespace packing
 
-int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace,
-         simt::Stream stream) {
+int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
+         void* workspace, simt::Stream stream) {
   packing::PackCall call{};
   call.weight = in.weight, call.A = in.A, call.A_res = in.A_res;
   call.packed_weight = static_cast<uint32_t*>(workspace);
   call.packed_adjacency = reinterpret_cast<uint32_t*>(packing::adjacency_image(plan, workspace));
+  call.packed_collapse = reinterpret_cast<uint32_t*>(packing::collapse_image(plan, workspace));
   for (int i = 0; i < 3; ++i) call.weight_stride[i] = in.weight_stride[i], call.A_stride[i] = in.A_stride[i];
   call.weight_words = plan.weight_bytes / 4, call.adjacency_words = plan.adjacency_bytes / 4;
   call.C = static_cast<int>(p.C), call.O = static_cast<int>(p.O), call.V = static_cast<int>(p.V);
@@ -156,18 +188,23 @@ int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& i
   call.few_channels = plan.kernel == Kernel::kFewChannels;
   call.frames = frames ? kFramePacks[plan.tile].frames : 0;
   call.tiles = frames ? kFramePacks[plan.tile].joint_tiles : kWindowTiles[plan.tile].node_tiles;
-  const simt::Grid grid{
-      static_cast<unsigned>(ceil_div(call.weight_words + call.adjacency_words, packing::kPackThreads))};
-  return type == Type::kBFloat16
-             ? simt::launch(packing::pack_kernel<simt::bf16>, grid, packing::kPackThreads, 0, stream, call)
-             : simt::launch(packing::pack_kernel<simt::half>, grid, packing::kPackThreads, 0, stream, call);
+  if (plan.out_channels > 0) {
+    call.collapse = collapse->weight, call.collapse_words = plan.collapse_bytes / 4;
+    call.out_channels = plan.out_channels;
+    for (int i = 0; i < 3; ++i) call.collapse_stride[i] = collapse->weight_stride[i];
+  }
+  const int64_t words = call.weight_words + call.adjacency_words + call.collapse_words;
+  const simt::Grid grid{static_cast<unsigned>(ceil_div(words, packing::kPackThreads))};
+  const auto kernel = type == Type::kBFloat16 ? packing::pack_kernel<simt::bf16> : packing::pack_kernel<simt::half>;
+  return simt::launch(kernel, grid, packing::kPackThreads, 0, stream, call);
 }
 
-int run(const Problem& p, Type type, const ForwardPlan& plan, const void* x, const void* bias, bool relu, void* y,
-        const void* workspace, simt::Stream stream) {
+int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse, bool relu,
+        void* y, const void* workspace, simt::Stream stream) {
   ForwardCall call{};
-  call.x = x, call.bias = bias, call.y = y, call.relu = relu;
-  call.weight = workspace, call.adjacency = packing::adjacency_image(plan, const_cast<void*>(workspace));
+  void* const images = const_cast<void*>(workspace);
+  call.x = in.x, call.bias = in.bias, call.y = y, call.relu = relu;
+  call.weight = workspace, call.adjacency = packing::adjacency_image(plan, images);
   call.frames = p.N * p.T;
   call.C = static_cast<int>(p.C), call.O = static_cast<int>(p.O), call.T = static_cast<int>(p.T);
   call.V = static_cast<int>(p.V), call.K = static_cast<int>(p.K), call.nodes = static_cast<int>(p.nodes());
@@ -178,7 +215,18 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const void* x, con
   call.groups = plan.groups, call.parts = plan.parts, call.warps = plan.warps;
   call.channel_steps = plan.channel_steps, call.weight_steps = plan.weight_steps;
   call.slices = plan.slices, call.slices_per_block = plan.slices_per_block;
+  call.z_at = plan.z_at, call.weight_at = plan.weight_at, call.adjacency_at = plan.adjacency_at;
+  call.weight_chunk_bytes = plan.weight_chunk_bytes, call.adjacency_part_bytes = plan.adjacency_part_bytes;
+  call.x_rows = rows_of(call.channel_steps * 2), call.z_rows = call.y_rows = rows_of(plan.slice() / 8);
+  if (plan.out_channels > 0) {
+    call.collapse = packing::collapse_image(plan, images), call.collapse_bias = collapse->bias;
+    call.accumulate = collapse->accumulate, call.out_channels = plan.out_channels;
+    call.collapse_groups = plan.collapse_groups, call.y_at = plan.y_at, call.stage_at = plan.stage_at;
+    // Rows of a window's y: windows.cu starts them at multiples of eight.
+    call.y_pitch = plan.kernel == Kernel::kWindows ? (call.nodes + 7) / 8 * 8 : call.nodes;
+  }
   if (plan.kernel == Kernel::kFewChannels) {
+    call.x_rows = rows_of((call.nodes + 15) / 16 * 2), call.z_rows = rows_of((call.K * call.C + 7) / 8);
     return launch_few_channels(call, type, plan.blocks, plan.shared_bytes, stream);
   }
   const auto start = plan.kernel == Kernel::kFrames ? launch_frames : launch_windows;
@@ -186,11 +234,11 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const void* x, con
   return start(call, type, plan.tile, blocks, plan.shared_bytes, stream);
 }
 
-int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
-            void* workspace, simt::Stream stream) {
+int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
+            bool relu, void* y, void* workspace, simt::Stream stream) {
   if (p.N == 0 || p.windows() == 0) return 0;
-  const int status = pack(p, type, plan, in, workspace, stream);
-  return status ? status : run(p, type, plan, in.x, in.bias, relu, y, workspace, stream);
+  const int status = pack(p, type, plan, in, collapse, workspace, stream);
+  return status ? status : run(p, type, plan, in, collapse, relu, y, workspace, stream);
 }
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -11,6 +11,21 @@
 
 namespace msg3d::ms_g3d::cuda {
 
+// Rows of 16-byte chunks in shared memory without padding. Chunk c of row r sits at place c ^ turn(r), which puts the
+// same chunk of any eight neighbouring rows into different banks; adding a multiple of 8 to r does not change turn(r).
+struct Rows {
+  int chunks, mask, shift;
+
+  SIMT_HOST_DEVICE int bytes() const { return chunks * 16; }
+  SIMT_HOST_DEVICE int turn(int row) const { return (row >> shift) & mask; }
+  SIMT_HOST_DEVICE int offset(int row, int chunk) const { return (row * chunks + (chunk ^ turn(row))) * 16; }
+};
+
+inline Rows rows_of(int chunks) {
+  const int power = chunks & -chunks, turns = power < 8 ? power : 8;
+  return {chunks, turns - 1, turns == 8 ? 0 : turns == 4 ? 1 : 2};
+}
+
 struct ForwardCall {
   const void* x;
   const void* weight;     // packed
@@ -24,7 +39,15 @@ struct ForwardCall {
   int tile_windows, groups, parts;    // frames or windows of a block, 48-channel groups, runs of nodes
   int channel_steps, weight_steps;    // k16 steps of C; of a weight chunk
   int slices, slices_per_block, warps;
+  Rows x_rows, z_rows, y_rows;                   // in shared memory, x from its start on; z: of Z, H
+  int z_at, weight_at, adjacency_at;             // bytes from its start
+  int weight_chunk_bytes, adjacency_part_bytes;  // see ForwardPlan
   bool relu;
+  // With the collapse behind it (collapse.h), y is its output (N, T_out, V, out_channels) and relu is that output's.
+  const void* collapse;  // packed; null: none
+  const void* collapse_bias;
+  int out_channels, collapse_groups, y_at, stage_at, y_pitch;
+  bool accumulate;
 };
 
 // Tile by tile; each returns CUDA's status.
@@ -35,20 +58,6 @@ int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int 
 
 // The channel that row `r` of an m16 tile holds.
 SIMT_HOST_DEVICE int channel_of_row(int r) { return r < 8 ? 2 * r : 2 * (r - 8) + 1; }
-
-// Rows of 16-byte chunks in shared memory without padding. Chunk c of row r sits at place c ^ turn(r), which puts the
-// same chunk of any eight neighbouring rows into different banks; adding a multiple of 8 to r does not change turn(r).
-struct Rows {
-  int chunks, mask, shift;
-
-  SIMT_DEVICE explicit Rows(int chunks_) : chunks(chunks_) {
-    const int low = chunks & -chunks;  // its power of two, of which 8 are enough
-    mask = (low < 8 ? low : 8) - 1;
-    shift = mask == 7 ? 0 : mask == 3 ? 1 : 2;
-  }
-  SIMT_DEVICE int turn(int row) const { return (row >> shift) & mask; }
-  SIMT_DEVICE int offset(int row, int chunk) const { return (row * chunks + (chunk ^ turn(row))) * 16; }
-};
 
 // Copies `bytes`, a multiple of 16, that lie in memory as they shall lie in shared memory.
 SIMT_DEVICE void fetch(uint32_t shared, const void* image, int bytes, int threads) {

@@ -38,8 +38,7 @@ SIMT_DEVICE uint32_t column_mask(int column, int first, int last) {
 
 // Rows of x [0, kRows) of the pack at `rows_of_set`, times one k16 step of W: into Z^T of all row tiles.
 template <typename T, typename P>
-SIMT_DEVICE void project_step(float (&z)[3][P::kRowTiles][4], const Bits128* weight, uint32_t x, int row_bytes,
-                              int place0, int place1) {
+SIMT_DEVICE void project_step(float (&z)[3][P::kRowTiles][4], const Bits128* weight, uint32_t x, int row_bytes) {
   uint32_t w[3][4];
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
@@ -48,7 +47,7 @@ SIMT_DEVICE void project_step(float (&z)[3][P::kRowTiles][4], const Bits128* wei
   }
 #pragma unroll
   for (int pair = 0; pair < (P::kRowTiles + 1) / 2; ++pair) {
-    const uint32_t address = x + pair * 16 * row_bytes + place0 + place1;
+    const uint32_t address = x + pair * 16 * row_bytes;
     uint32_t b[4];
     if (2 * pair + 1 < P::kRowTiles) {
       ldmatrix_x4(b, address);
@@ -135,11 +134,8 @@ void frames_kernel(ForwardCall call) {
   using P = Pack<kIndex>;
   const int threads = call.warps * 32, warp = warp_index(), lane = lane_index();
   const int group = warp % call.groups, set = warp / call.groups;
-  const Rows rows(call.channel_steps * 2);
-  const int row_bytes = rows.chunks * 16;
-  const int x_bytes = ((call.tile_windows - P::kFrames) * call.V + P::kRows) * row_bytes;
+  const Rows& rows = call.x_rows;
   const int step_bytes = call.groups * 3 * 512;  // of W, one k16 step of the slice
-  const int chunk_bytes = call.weight_steps * step_bytes;
   const uint32_t shared = shared_address(shared_memory<unsigned char>());
   const int64_t first_frame = static_cast<int64_t>(block_x()) * call.tile_windows;
   const int64_t left = call.frames - first_frame;
@@ -149,7 +145,7 @@ void frames_kernel(ForwardCall call) {
     const T* const x = static_cast<const T*>(call.x) + first_frame * call.V * call.C;
     const int filled = frames * call.V, chunks = call.C / 8;
 #pragma unroll 1
-    for (int i = thread_index(); i < x_bytes / 16; i += threads) {
+    for (int i = thread_index(); i < call.weight_at / 16; i += threads) {
       const int row = i / rows.chunks, chunk = i % rows.chunks;
       const bool inside = row < filled && chunk < chunks;
       cp_async<16>(shared + rows.offset(row, chunk), inside ? x + row * call.C + chunk * 8 : x, inside ? 16 : 0);
@@ -161,11 +157,11 @@ void frames_kernel(ForwardCall call) {
     const int step = chunk * call.weight_steps;
     const int steps = call.channel_steps - step < call.weight_steps ? call.channel_steps - step : call.weight_steps;
     const int64_t from = static_cast<int64_t>(block_y()) * scales + scale;
-    fetch(shared + x_bytes + stage % 2 * chunk_bytes,
+    fetch(shared + call.weight_at + stage % 2 * call.weight_chunk_bytes,
           static_cast<const char*>(call.weight) + (from * call.channel_steps + step) * step_bytes, steps * step_bytes,
           threads);
     if (chunk == 0) {
-      fetch(shared + x_bytes + 2 * chunk_bytes + scale % 2 * P::kAdjacencyBytes,
+      fetch(shared + call.adjacency_at + scale % 2 * P::kAdjacencyBytes,
             static_cast<const char*>(call.adjacency) + scale % call.K * P::kAdjacencyBytes, P::kAdjacencyBytes,
             threads);
     }
@@ -191,15 +187,15 @@ void frames_kernel(ForwardCall call) {
       const int last = first + call.weight_steps < call.channel_steps ? first + call.weight_steps : call.channel_steps;
       const int l = opaque(lane);
       const int row = set * P::kFrames * call.V + l % 8 + l / 16 * 8, turn = rows.turn(row), bit = l / 8 % 2;
-      const uint32_t x = shared + row * row_bytes;
-      const Bits128* weight = shared_memory<Bits128>(x_bytes + stage % 2 * chunk_bytes) + group * 96 + l;
+      const uint32_t x = shared + row * rows.bytes();
+      const Bits128* weight =
+          shared_memory<Bits128>(call.weight_at + stage % 2 * call.weight_chunk_bytes) + group * 96 + l;
 #pragma unroll 1
       for (int step = first; step < last; ++step, weight += call.groups * 96) {
-        project_step<T, P>(z, weight, x, row_bytes, ((2 * step + bit) ^ turn) * 16, 0);
+        project_step<T, P>(z, weight, x + ((2 * step + bit) ^ turn) * 16, rows.bytes());
       }
     }
-    aggregate<T, P>(y, z, shared_memory<unsigned char>(x_bytes + 2 * chunk_bytes + scale % 2 * P::kAdjacencyBytes),
-                    call.V);
+    aggregate<T, P>(y, z, shared_memory<unsigned char>(call.adjacency_at + scale % 2 * P::kAdjacencyBytes), call.V);
     if ((scale + 1) % call.K == 0) {  // the slice is complete
       const int slice = block_y() * call.slices_per_block + scale / call.K;
       const int l = opaque(lane), v = l % 4 * 2;

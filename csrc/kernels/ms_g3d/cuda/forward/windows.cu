@@ -9,7 +9,7 @@
 // arrives during phase 1; W_k during phase 2, or, `streamed`, 24 channels at a time during phase 1.
 //
 // Warp (group, part, set): channels [48 group, ...), the run `part` of destination nodes, windows of `set`.
-#include "forward.h"
+#include "collapse.h"
 
 namespace msg3d::ms_g3d::cuda {
 namespace windows {
@@ -142,20 +142,41 @@ SIMT_DEVICE void gather(float (&y)[P::kWindows][3][P::kNodeTiles][4], const Rows
   }
 }
 
+// Hands every accumulator of y to `take(accumulator, window, node, channel, bias of it, bias of the next)` and clears
+// it.
+template <typename T, typename P, typename Take>
+SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kNodeTiles][4], int slice,
+                       const Take& take) {
+  const int lane = opaque(lane_index()), warp = opaque(warp_index());
+  const int group = warp % call.groups, part = warp / call.groups % call.parts;
+  const int set = warp / (call.groups * call.parts);
+  const int node = part * P::kNodeTiles * 8 + lane % 4 * 2;
+  const int o = (slice * call.groups + group) * kGroup + lane / 4 * 2;
+  const T* const bias = static_cast<const T*>(call.bias);
+#pragma unroll
+  for (int m = 0; m < 3; ++m) {
+    const bool biased = bias && o + 16 * m < call.O;
+    const float bias0 = biased ? to_float(load_readonly(bias + o + 16 * m)) : 0.f;
+    const float bias1 = biased ? to_float(load_readonly(bias + o + 16 * m + 1)) : 0.f;
+#pragma unroll
+    for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+      for (int n = 0; n < P::kNodeTiles; ++n) {
+        take(y[w][m][n], set * P::kWindows + w, node + n * 8, o + 16 * m, bias0, bias1);
+        y[w][m][n][0] = y[w][m][n][1] = y[w][m][n][2] = y[w][m][n][3] = 0;
+      }
+    }
+  }
+}
+
 template <typename T, int kIndex>
 SIMT_KERNEL(kMostWarps * 32, 1)
 void windows_kernel(ForwardCall call) {
   using P = Tile<kIndex>;
   const int threads = call.warps * 32;
-  const Rows x_rows(call.channel_steps * 2), z_rows(call.groups * kGroup / 8);
   const int rows = call.slots * call.V;
   const int columns = call.groups * kGroup / kColumnStep;  // projection units of a slice side by side
-  const int column_bytes = call.channel_steps * kUnitBytes;
   const bool streamed = call.weight_steps < columns;
-  const int source_tiles = (call.nodes + 7) / 8;
-  const int part_bytes = source_tiles * P::kNodeTiles * kFragmentBytes;
-  const int z_at = rows * x_rows.chunks * 16, weight_at = z_at + rows * z_rows.chunks * 16;
-  const int adjacency_at = weight_at + (streamed ? 2 : columns) * column_bytes;
   const uint32_t shared = shared_address(shared_memory<unsigned char>());
 
   const int tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
@@ -166,21 +187,21 @@ void windows_kernel(ForwardCall call) {
     const T* const x = static_cast<const T*>(call.x) + static_cast<int64_t>(clip) * call.T * call.V * call.C;
     const int first_frame = first_window * call.stride - call.padding;
 #pragma unroll 1
-    for (int i = thread_index(); i < rows * x_rows.chunks; i += threads) {
-      const int row = i / x_rows.chunks, chunk = i % x_rows.chunks;
+    for (int i = thread_index(); i < rows * call.x_rows.chunks; i += threads) {
+      const int row = i / call.x_rows.chunks, chunk = i % call.x_rows.chunks;
       const int slot = row / call.V, frame = first_frame + slot * call.frame_step;
       const bool inside = frame >= 0 && frame < call.T && chunk < call.C / 8;
       const T* const from = x + static_cast<int64_t>(frame * call.V + row - slot * call.V) * call.C + chunk * 8;
-      cp_async<16>(shared + x_rows.offset(row, chunk), inside ? from : x, inside ? 16 : 0);
+      cp_async<16>(shared + call.x_rows.offset(row, chunk), inside ? from : x, inside ? 16 : 0);
     }
   }
   const int scales = call.slices_per_block * call.K;  // slice by slice
   const int64_t first_scale = static_cast<int64_t>(block_y()) * scales;
   // Columns [first, first + count) of W of a scale, into buffer 0 or 1.
   const auto fetch_weight = [&](int scale, int first, int count, int buffer) {
-    fetch(shared + weight_at + buffer * column_bytes,
-          static_cast<const char*>(call.weight) + ((first_scale + scale) * columns + first) * column_bytes,
-          count * column_bytes, threads);
+    fetch(shared + call.weight_at + buffer * call.weight_chunk_bytes,
+          static_cast<const char*>(call.weight) + ((first_scale + scale) * columns + first) * call.weight_chunk_bytes,
+          count * call.weight_chunk_bytes, threads);
     cp_async_commit();
   };
   fetch_weight(0, 0, call.weight_steps, 0);
@@ -193,23 +214,26 @@ void windows_kernel(ForwardCall call) {
       cp_async_wait<0>();
       block_barrier();  // W has landed for everybody; nobody reads Z, A or the other buffer of W any more
       if (column == 0) {
-        fetch(shared + adjacency_at,
-              static_cast<const char*>(call.adjacency) + static_cast<int64_t>(scale % call.K) * call.parts * part_bytes,
-              call.parts * part_bytes, threads);
+        fetch(shared + call.adjacency_at,
+              static_cast<const char*>(call.adjacency) +
+                  static_cast<int64_t>(scale % call.K) * call.parts * call.adjacency_part_bytes,
+              call.parts * call.adjacency_part_bytes, threads);
         cp_async_commit();
       }
       if (column + call.weight_steps < columns) fetch_weight(scale, column + 1, 1, (column + 1) % 2);
 #pragma unroll 1
       for (int unit = opaque(warp_index()); unit < (rows + 31) / 32 * call.weight_steps; unit += call.warps) {
         const int c = unit % call.weight_steps, buffer = streamed ? column % 2 : c;
-        project_unit<T>(x_rows, z_rows, unit / call.weight_steps * 32, rows, call.channel_steps, shared,
-                        shared_memory<unsigned char>(weight_at + buffer * column_bytes),
-                        shared_memory<unsigned char>(z_at), (column + c) * 3);
+        project_unit<T>(call.x_rows, call.z_rows, unit / call.weight_steps * 32, rows, call.channel_steps, shared,
+                        shared_memory<unsigned char>(call.weight_at + buffer * call.weight_chunk_bytes),
+                        shared_memory<unsigned char>(call.z_at), (column + c) * 3);
       }
     }
     cp_async_wait<0>();
-    block_barrier();  // Z is complete and A has landed; nobody reads W any more
-    if (scale + 1 < scales) fetch_weight(scale + 1, 0, call.weight_steps, 0);
+    block_barrier();                                  // Z is complete and A has landed; nobody reads W any more
+    const bool complete = (scale + 1) % call.K == 0;  // the slice
+    const bool collapses = complete && call.collapse != nullptr;
+    if (scale + 1 < scales && !collapses) fetch_weight(scale + 1, 0, call.weight_steps, 0);
     const int w = opaque(warp_index());
     const int group = w % call.groups, part = w / call.groups % call.parts, set = w / (call.groups * call.parts);
     if (set * P::kWindows < windows) {
@@ -218,31 +242,33 @@ void windows_kernel(ForwardCall call) {
       for (int i = 0; i < P::kWindows; ++i) {
         first_row[i] = (set * P::kWindows + i) * call.stride / call.frame_step * call.V;
       }
-      gather<T, P>(y, z_rows, shared + z_at, first_row, (call.dilation / call.frame_step - 1) * call.V, call.V,
-                   call.nodes, group * 6, shared_memory<unsigned char>(adjacency_at + part * part_bytes));
+      gather<T, P>(y, call.z_rows, shared + call.z_at, first_row, (call.dilation / call.frame_step - 1) * call.V,
+                   call.V, call.nodes, group * 6,
+                   shared_memory<unsigned char>(call.adjacency_at + part * call.adjacency_part_bytes));
     }
-    if ((scale + 1) % call.K == 0) {  // the slice is complete
-      const int slice = block_y() * call.slices_per_block + scale / call.K;
-      const int lane = opaque(lane_index()), node = part * P::kNodeTiles * 8 + lane % 4 * 2;
-      const int o = (slice * call.groups + group) * kGroup + lane / 4 * 2;
-      const T* const bias = static_cast<const T*>(call.bias);
-#pragma unroll
-      for (int w = 0; w < P::kWindows; ++w) {
-        const int window = set * P::kWindows + w;
-        const int64_t at = static_cast<int64_t>(clip) * call.windows + first_window + window;
-        T* const to = static_cast<T*>(call.y) + (at * call.nodes + node) * call.O + o;
-#pragma unroll
-        for (int i = 0; i < 3; ++i) {
-          const bool stored = window < windows && o + 16 * i < call.O;
-          const float bias0 = bias && stored ? to_float(load_readonly(bias + o + 16 * i)) : 0.f;
-          const float bias1 = bias && stored ? to_float(load_readonly(bias + o + 16 * i + 1)) : 0.f;
-#pragma unroll
-          for (int n = 0; n < P::kNodeTiles; ++n) {
-            store_nodes(to + n * 8 * call.O + 16 * i, call.O, y[w][i][n], bias0, bias1, call.relu,
-                        stored && node + n * 8 < call.nodes, stored && node + n * 8 + 1 < call.nodes);
-            y[w][i][n][0] = y[w][i][n][1] = y[w][i][n][2] = y[w][i][n][3] = 0;
-          }
-        }
+    if (!complete) continue;
+    const int slice = block_y() * call.slices_per_block + scale / call.K;
+    if (collapses) {
+      block_barrier();  // nobody reads Z and A any more: y goes over them
+      fetch_collapse(call, slice, 0);
+      leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
+        stage_nodes<T>(shared_memory<unsigned char>(call.y_at), call.y_rows, window * call.y_pitch + node,
+                       o - slice * call.groups * kGroup, d, bias0, bias1, node < call.nodes, node + 1 < call.nodes);
+      });
+    } else {
+      T* const to =
+          static_cast<T*>(call.y) + (static_cast<int64_t>(clip) * call.windows + first_window) * call.nodes * call.O;
+      leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
+        const bool stored = window < windows && o < call.O;
+        store_nodes(to + (window * call.nodes + node) * call.O + o, call.O, d, bias0, bias1, call.relu,
+                    stored && node < call.nodes, stored && node + 1 < call.nodes);
+      });
+    }
+    if (collapses) {
+      collapse<T>(call, slice, static_cast<int64_t>(clip) * call.windows + first_window, windows);
+      if (scale + 1 < scales) {
+        block_barrier();  // nobody reads y and the collapse's weights any more
+        fetch_weight(scale + 1, 0, call.weight_steps, 0);
       }
     }
   }
