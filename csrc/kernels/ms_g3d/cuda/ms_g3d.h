@@ -32,14 +32,14 @@ struct Collapse {
 // y = relu?(ms_g3d(x)), or, with a plan for `collapse`, out = relu?(collapse of it) in y's place. `plan` is
 // plan_forward's and not kPlain; `workspace` holds plan.workspace_bytes of any content, 256-byte aligned. All return
 // CUDA's error code of the launches, 0 if there is none; nothing waits for the device.
-int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
-            bool relu, void* y, void* workspace, void* stream);
+int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
+            void* workspace, void* stream, const Collapse* collapse = nullptr);
 
 // The two halves of it, for weights that stay: pack W, A and the collapse's weight into the workspace once, then run on
 // it as often as wanted, also with another N or T if the plan's kernel, tile and groups stay the same.
-int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
-         void* workspace, void* stream);
-int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse, bool relu,
-        void* y, const void* workspace, void* stream);
+int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace, void* stream,
+         const Collapse* collapse = nullptr);
+int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
+        const void* workspace, void* stream, const Collapse* collapse = nullptr);
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -172,8 +172,8 @@ inline char* collapse_image(const ForwardPlan& plan, void* workspace) {
 
 }  // namespace packing
 
-int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
-         void* workspace, simt::Stream stream) {
+int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace, simt::Stream stream,
+         const Collapse* collapse) {
   packing::PackCall call{};
   call.weight = in.weight, call.A = in.A, call.A_res = in.A_res;
   call.packed_weight = static_cast<uint32_t*>(workspace);
@@ -199,8 +199,8 @@ int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& i
   return simt::launch(kernel, grid, packing::kPackThreads, 0, stream, call);
 }
 
-int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse, bool relu,
-        void* y, const void* workspace, simt::Stream stream) {
+int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
+        const void* workspace, simt::Stream stream, const Collapse* collapse) {
   ForwardCall call{};
   void* const images = const_cast<void*>(workspace);
   call.x = in.x, call.bias = in.bias, call.y = y, call.relu = relu;
@@ -234,11 +234,11 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
   return start(call, type, plan.tile, blocks, plan.shared_bytes, stream);
 }
 
-int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, const Collapse* collapse,
-            bool relu, void* y, void* workspace, simt::Stream stream) {
+int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
+            void* workspace, simt::Stream stream, const Collapse* collapse) {
   if (p.N == 0 || p.windows() == 0) return 0;
-  const int status = pack(p, type, plan, in, collapse, workspace, stream);
-  return status ? status : run(p, type, plan, in, collapse, relu, y, workspace, stream);
+  const int status = pack(p, type, plan, in, workspace, stream, collapse);
+  return status ? status : run(p, type, plan, in, relu, y, workspace, stream, collapse);
 }
 
 }  // namespace msg3d::ms_g3d::cuda
