@@ -1,7 +1,5 @@
 """The emulators run kernels right, and see what is wrong with wrong ones."""
 
-from collections.abc import Iterator
-
 import emulator
 import numpy as np
 import pytest
@@ -9,9 +7,12 @@ import pytest
 EXAMPLES = "tests/emulator/examples.cu"
 
 
+needs_nvcc = pytest.mark.skipif(emulator.find_nvcc() is None, reason="route P runs what nvcc makes of the kernels")
+
+
 @pytest.fixture(scope="module")
-def examples() -> Iterator[emulator.Kernels]:
-    return emulator.build(EXAMPLES)
+def examples() -> emulator.Kernels:
+    return emulator.build(EXAMPLES, arch="80" if emulator.find_nvcc() else None)
 
 
 def gemm_operands(M: int, N: int, K: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,15 +30,20 @@ def run_gemm(kernels: emulator.Kernels, M: int = 70, N: int = 40, K: int = 104, 
     return counters
 
 
+ROUTES = ["source", pytest.param("ptx", marks=needs_nvcc)]
+
+
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("n", [1, 4, 511, 512, 1003])
-def test_add(examples: emulator.Kernels, n: int) -> None:
+def test_add(examples: emulator.Kernels, n: int, route: str) -> None:
     a, b = np.random.default_rng(n).standard_normal((2, n)).astype(np.float32)
     out = emulator.empty("out", (n,), np.float32)
-    examples.call("examples_add", emulator.upload("a", a), emulator.upload("b", b), out, n)
+    examples.call("examples_add", emulator.upload("a", a), emulator.upload("b", b), out, n, route=route)
     np.testing.assert_array_equal(out.numpy(), a + b)
 
 
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("landing", emulator.LANDINGS)
-def test_gemm(examples: emulator.Kernels, landing: str) -> None:
+def test_gemm(examples: emulator.Kernels, route: str, landing: str) -> None:
     for seed in range(4):
-        run_gemm(examples, landing=landing, seed=seed)
+        run_gemm(examples, route=route, landing=landing, seed=seed)

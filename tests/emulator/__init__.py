@@ -173,11 +173,16 @@ class Kernels:
 
 
 def build(
-    *sources: str, arch: str | None = None, instrument: bool = True, mutations: Iterable[Mutation] = ()
+    *sources: str,
+    arch: str | None = None,
+    entries: str = "",
+    instrument: bool = True,
+    mutations: Iterable[Mutation] = (),
 ) -> Kernels:
     """Compile .cu (and .cpp) files, given relative to the project's root.
 
     arch: also for route P, from what nvcc makes of them for this compute capability ("80", newest_arch(), ...).
+    entries: a regular expression; of route P only the kernels whose mangled names it finds, to save compile time.
     instrument: route S sees plain loads and stores; without it that route is faster and checks what cp.async and
     ldmatrix touch only.
     """
@@ -185,4 +190,4 @@ def build(
     for mutation in mutations:
         replaced.update(mutation.apply())
     paths = [(ROOT / source).resolve() for source in sources]
-    return Kernels(_build.library(paths, arch, instrument, _build.Tree(replaced)), arch)
+    return Kernels(_build.library(paths, arch, entries, instrument, _build.Tree(replaced)), arch)

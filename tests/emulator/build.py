@@ -151,22 +151,22 @@ def ptx_of(tree: Tree, source: Path, arch: str) -> Path:
     return _made(tree.digest([source]), ".ptx", command)
 
 
-def _ptx_object(tree: Tree, source: Path, arch: str) -> Path | None:
+def _ptx_object(tree: Tree, source: Path, arch: str, entries: str) -> Path:
     ptx = ptx_of(tree, source, arch)
     support = Tree().digest([HERE / "ptx_support.h"])
     translator = "".join(path.read_text() for path in sorted(HERE.glob("*.py")))
-    key = hashlib.sha256(f"{support}{translator}{ptx.name}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{support}{translator}{ptx.name}{entries}".encode()).hexdigest()[:32]
     translated = BUILD / "objects" / f"{key}.cpp"
     if not translated.exists():
-        _write(translated, transpile.translate(ptx.read_text(), HERE / "ptx_support.h"))
-    return _made(key, ".o", [*CXX, *FLAGS, "-O1", "-w", "-c", translated, "-o"])
+        _write(translated, transpile.translate(ptx.read_text(), HERE / "ptx_support.h", entries))
+    return _made(key, ".o", [*CXX, *FLAGS, *_machine_flags(), "-O1", "-w", "-c", translated, "-o"])
 
 
-def library(sources: Iterable[Path], arch: str | None, instrument: bool, tree: Tree) -> Path:
+def library(sources: Iterable[Path], arch: str | None, entries: str, instrument: bool, tree: Tree) -> Path:
     """A shared library of the sources; `arch` also transpiles what nvcc makes of them for that compute capability."""
     steps = [(_source_object, (tree, source, instrument)) for source in sources]
     if arch:
-        steps += [(_ptx_object, (tree, source, arch)) for source in sources if source.suffix == ".cu"]
+        steps += [(_ptx_object, (tree, source, arch, entries)) for source in sources if source.suffix == ".cu"]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda step: step[0](*step[1]), steps))
     return _made("", ".so", [*CXX, *LINK, *objects, "-o"])

@@ -53,6 +53,19 @@ inline uint64_t generic_to_shared(uint64_t address) {
   return address - reinterpret_cast<uint64_t>(shared_base()) + kSharedBase;
 }
 
+template <typename T>
+inline T fetch(const unsigned char* at) {
+  T value;
+  memcpy(&value, at, sizeof(T));
+  return value;
+}
+template <typename T>
+inline void put(unsigned char* at, T value) {
+  memcpy(at, &value, sizeof(T));
+}
+
+inline uint32_t transpose_matrix(uint32_t pair) { return movmatrix_trans(pair); }
+
 // A loop that goes on for ever would hang the tests.
 inline void count_step() {
   if (++running().steps > 200'000'000) fail("deadlock", "200 million rounds of loops");
@@ -150,21 +163,29 @@ inline uint32_t count_bits(uint64_t a) { return static_cast<uint32_t>(__builtin_
 
 // ---- floats
 template <typename T>
+inline T canonical_nan() {
+  if constexpr (sizeof(T) == 4) return as<T>(uint32_t{0x7fffffff});
+  return as<T>(uint64_t{0x7fffffffffffffff});
+}
+template <typename T>
 inline T minimum(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) {  // a NaN gives way; -0 is less than +0
-    if (std::isnan(a)) return std::isnan(b) ? as_nan<T>() : b;
+    if (std::isnan(a)) return std::isnan(b) ? canonical_nan<T>() : b;
     if (std::isnan(b)) return a;
     if (a == b) return std::signbit(a) ? a : b;
   }
   return a < b ? a : b;
 }
 template <typename T>
-inline T as_nan_value() {
-  return std::numeric_limits<T>::quiet_NaN();
+inline T maximum(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>) {
+    if (std::isnan(a)) return std::isnan(b) ? canonical_nan<T>() : b;
+    if (std::isnan(b)) return a;
+    if (a == b) return std::signbit(a) ? b : a;
+  }
+  return a > b ? a : b;
 }
 
-// float to integer: rounded as said, clamped to what the integer holds, NaN to 0 (to the largest 64-bit value's bits on
-// hardware of no generation: it is 0 for 32 bits and 0x8000... for 64, as the PTX ISA says of cvt).
 enum class Round { kNearest, kZero, kDown, kUp };
 template <typename F>
 inline F round_to_integer(F value, Round how) {
@@ -179,6 +200,19 @@ inline F round_to_integer(F value, Round how) {
       return std::ceil(value);
   }
   return value;
+}
+// An integral float as an integer: clamped to what that holds; a NaN is 0, or the top bit alone where 64 bits take
+// part.
+template <typename I, typename F>
+inline I to_integer(F value) {
+  using Limits = std::numeric_limits<I>;
+  if (std::isnan(value)) {
+    return sizeof(I) == 8 || sizeof(F) == 8 ? static_cast<I>(std::make_unsigned_t<I>{1} << (sizeof(I) * 8 - 1)) : I{0};
+  }
+  const F limit = std::ldexp(F{1}, Limits::digits);  // one more than the largest
+  if (value >= limit) return Limits::max();
+  if (value < (std::is_signed_v<I> ? -limit : F{0})) return Limits::min();
+  return static_cast<I>(value);
 }
 
 }  // namespace msg3d::simt::emulator::ptx
