@@ -31,6 +31,7 @@ __all__ = [
     "Kernels",
     "Mutation",
     "build",
+    "build_ptx",
     "empty",
     "find_nvcc",
     "from_bf16",
@@ -191,3 +192,8 @@ def build(
         replaced.update(mutation.apply())
     paths = [(ROOT / source).resolve() for source in sources]
     return Kernels(_build.library(paths, arch, entries, instrument, _build.Tree(replaced)), arch)
+
+
+def build_ptx(ptx: str) -> Kernels:
+    """Kernels from PTX text, for `Kernels.launch`."""
+    return Kernels(_build.library_of_ptx(ptx), None)

@@ -152,13 +152,17 @@ def ptx_of(tree: Tree, source: Path, arch: str) -> Path:
 
 
 def _ptx_object(tree: Tree, source: Path, arch: str, entries: str) -> Path:
-    ptx = ptx_of(tree, source, arch)
+    return _translated(ptx_of(tree, source, arch).read_text(), entries)
+
+
+def _translated(ptx: str, entries: str = "", symbols: bool = False) -> Path:
     support = Tree().digest([HERE / "ptx_support.h"])
-    translator = "".join(path.read_text() for path in sorted(HERE.glob("*.py")))
-    key = hashlib.sha256(f"{support}{translator}{ptx.name}{entries}".encode()).hexdigest()[:32]
+    translator = "".join((HERE / f"{name}.py").read_text() for name in ("ptx", "opcodes", "transpile"))
+    key = hashlib.sha256(f"{support}{translator}{ptx}{entries}{symbols}".encode()).hexdigest()[:32]
     translated = BUILD / "objects" / f"{key}.cpp"
     if not translated.exists():
-        _write(translated, transpile.translate(ptx.read_text(), HERE / "ptx_support.h", entries))
+        translated.parent.mkdir(parents=True, exist_ok=True)
+        _write(translated, transpile.translate(ptx, HERE / "ptx_support.h", entries, symbols))
     return _made(key, ".o", [*CXX, *FLAGS, *_machine_flags(), "-O1", "-w", "-c", translated, "-o"])
 
 
@@ -170,6 +174,11 @@ def library(sources: Iterable[Path], arch: str | None, entries: str, instrument:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda step: step[0](*step[1]), steps))
     return _made("", ".so", [*CXX, *LINK, *objects, "-o"])
+
+
+def library_of_ptx(ptx: str) -> Path:
+    """A shared library of PTX that somebody else made: its kernels can be launched by name."""
+    return _made("", ".so", [*CXX, *LINK, _translated(ptx, symbols=True), "-o"])
 
 
 @cache

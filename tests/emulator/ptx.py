@@ -88,6 +88,9 @@ def parse(text: str) -> Program:
     header, pending, place, inside = "", "", "", False
     for raw in text.splitlines():
         line = raw.partition("//")[0].strip()
+        half = re.fullmatch(r"\{ \.reg \.b16 tmp; (mov\.b32 .*;) \}", line)  # one half of a register, the other dropped
+        if half:
+            line = re.sub(r"\btmp\b", "_", half[1])
         if not line or line.startswith((".pragma", ".file", ".version", ".target", ".address_size")):
             continue
         if not inside:

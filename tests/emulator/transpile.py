@@ -391,9 +391,14 @@ def _vector(operand: str) -> list[str]:
     return [part.strip() for part in operand[1:-1].split(",")]
 
 
-def translate(text: str, support: Path, entries: str = "") -> str:
-    """C++ for the entries whose names the regular expression finds; Unsupported for anything that is not known."""
+def translate(text: str, support: Path, entries: str = "", symbols: bool = False) -> str:
+    """C++ for the entries whose names the regular expression finds; Unsupported for anything that is not known.
+
+    With `symbols` every entry also gets a symbol of its name, for PTX that no kernel of a host compiler stands beside.
+    """
     program = parse(text)
     chosen = [entry for entry in program.entries if re.search(entries, entry.name)]
-    head = [f'#include "{support}"', "namespace msg3d::simt::emulator::ptx {"]
-    return "\n".join([*head, *(Translator(program, entry).translate() for entry in chosen), "}", ""])
+    lines = [f'#include "{support}"', "namespace msg3d::simt::emulator::ptx {"]
+    lines += [Translator(program, entry).translate() for entry in chosen]
+    lines += [f'extern "C" void {entry.name}() {{}}' for entry in chosen if symbols]
+    return "\n".join([*lines, "}", ""])
