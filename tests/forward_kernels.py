@@ -1,0 +1,174 @@
+"""The tensor-core forward kernels on the emulator: named shapes, their runs, and what they are judged by."""
+
+from dataclasses import dataclass
+
+import emulator
+import numpy as np
+import torch
+from tolerance import error
+from torch.nn import functional as F
+
+from msg3d_fast import reference
+
+FOLDER = "csrc/kernels/ms_g3d/cuda/forward"
+SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in ("forward", "frames", "windows", "few_channels"))
+LAUNCHERS = "tests/emulator/launch_forward.cpp"
+FIELDS = (
+    "kernel tile warps groups parts windows slots frame_step weight_steps channel_steps slices slices_per_block "
+    "shared_bytes blocks waves weight_bytes adjacency_bytes collapse_bytes workspace_bytes clocks"
+).split()
+KERNELS = ("plain", "frames", "windows", "few_channels")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call, and of the device that its plan is made for: few multiprocessors ask for large tiles."""
+
+    name: str
+    N: int
+    C: int
+    T: int
+    V: int
+    K: int
+    O: int  # noqa: E741
+    window: tuple[int, int, int] = (1, 1, 1)
+    out: int = 0  # channels of the collapse behind it
+    shared_kb: int = 163
+    multiprocessors: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        sizes = (self.N, self.C, self.T, self.V, self.K, self.O, *self.window)
+        return (*sizes, self.shared_kb, self.multiprocessors, self.out)
+
+    @property
+    def nodes(self) -> int:
+        return self.window[0] * self.V
+
+    @property
+    def windows(self) -> int:
+        size, stride, dilation = self.window
+        return (self.T + 2 * ((size - 1) * dilation // 2) - dilation * (size - 1) - 1) // stride + 1
+
+    def macs(self) -> int:
+        """Multiply-adds that are needed if each frame is projected and each window aggregated once."""
+        project = self.N * self.T * self.V * self.C
+        return self.O * (
+            self.K * (project + self.N * self.windows * self.nodes**2) + self.N * self.windows * self.nodes * self.out
+        )
+
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
+        """x (N, C, T, V) and all weights, rounded to dtype, in float64; "out" is what a collapse adds to."""
+        draw = torch.Generator().manual_seed(seed)
+
+        def normal(*sizes: int, scale: float = 1.0) -> torch.Tensor:
+            return (torch.randn(sizes, generator=draw) * scale).to(dtype).double()
+
+        tensors = {
+            "x": normal(self.N, self.C, self.T, self.V),
+            "A": normal(self.K, self.nodes, self.nodes, scale=self.nodes**-0.5),
+            "weight": normal(self.O, self.K, self.C, scale=(self.K * self.C) ** -0.5),
+            "bias": normal(self.O),
+        }
+        if self.out:
+            tensors["collapse_weight"] = normal(
+                self.out, self.O, self.window[0], scale=(self.O * self.window[0]) ** -0.5
+            )
+            tensors["collapse_bias"] = normal(self.out)
+            tensors["out"] = normal(self.N, self.out, self.windows, self.V)
+        return tensors
+
+
+def exact(
+    shape: Shape,
+    inputs: dict[str, torch.Tensor],
+    dtype: torch.dtype = torch.float64,
+    relu: bool = False,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """The reference in dtype: y, or with a collapse its output, (N, channels, T_out, nodes or V), in float64."""
+    values = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+    y = reference.ms_g3d(values["x"], values["A"], values["weight"], values.get("bias"), *shape.window)
+    if shape.out:
+        y = F.relu(y).unflatten(3, (shape.window[0], shape.V))
+        y = F.conv3d(y, values["collapse_weight"][:, :, None, :, None], values["collapse_bias"]).squeeze(3)
+        if accumulate:
+            y = y + values["out"]
+    return (F.relu(y) if relu else y).double()
+
+
+def bits(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    return tensor.to(dtype).contiguous().view(torch.int16).numpy().view(np.uint16)
+
+
+def plan(kernels: emulator.Kernels, shape: Shape) -> dict[str, int]:
+    out = emulator.empty("plan", (len(FIELDS),), np.int64)
+    kernels.call("forward_plan", out, *shape.sizes)
+    return dict(zip(FIELDS, map(int, out.numpy()), strict=True))
+
+
+def refusal(kernels: emulator.Kernels, shape: Shape) -> str:
+    text = emulator.upload("text", np.zeros(256, np.uint8))
+    kernels.call("forward_refusal", text, *shape.sizes)
+    return text.numpy().tobytes().rstrip(b"\0").decode()
+
+
+@dataclass
+class Run:
+    """What one call wrote, (N, channels, T_out, nodes or V) in float64 and bit for bit, and its launches' counters."""
+
+    y: torch.Tensor
+    array: np.ndarray
+    counters: list[dict]
+
+
+def run(
+    kernels: emulator.Kernels,
+    shape: Shape,
+    inputs: dict[str, torch.Tensor],
+    dtype: torch.dtype = torch.bfloat16,
+    relu: bool = False,
+    transposed: bool = False,
+    accumulate: bool = False,
+    residual: torch.Tensor | None = None,
+    **options: object,
+) -> Run:
+    """One forward pass; options are the emulator's. `transposed` hands A and weight over with other strides."""
+    given = dict(inputs)
+    if transposed:
+        given |= {"A": inputs["A"].transpose(1, 2), "weight": inputs["weight"].permute(2, 1, 0)}
+    given["x"] = inputs["x"].permute(0, 2, 3, 1)
+    if residual is not None:
+        given["A_res"] = residual
+    names = ("x", "A", "A_res", "weight", "bias", "collapse_weight", "collapse_bias")
+    arguments = [emulator.upload(name, bits(given[name], dtype)) if name in given else None for name in names]
+    channels, last = (shape.out, shape.V) if shape.out else (shape.O, shape.nodes)
+    sizes = shape.N, shape.windows, last, channels
+    if accumulate:
+        y = emulator.upload("y", bits(inputs["out"].permute(0, 2, 3, 1), dtype))
+    else:
+        y = emulator.empty("y", sizes, np.uint16)
+    workspace = emulator.empty("workspace", (plan(kernels, shape)["workspace_bytes"],), np.uint8)
+    half = dtype == torch.float16
+    counters = kernels.call(
+        "forward_run", *arguments, y, workspace, *shape.sizes, half, relu, transposed, accumulate, **options
+    )
+    array = y.numpy()
+    found = torch.from_numpy(array.view(np.int16)).view(dtype).double()
+    return Run(found.permute(0, 3, 1, 2), array, counters)
+
+
+def assert_exact_enough(
+    found: Run,
+    shape: Shape,
+    inputs: dict[str, torch.Tensor],
+    dtype: torch.dtype = torch.bfloat16,
+    relu: bool = False,
+    accumulate: bool = False,
+) -> None:
+    """The error is at most twice the reference's own in the same type, plus one rounding of the largest value."""
+    correct = exact(shape, inputs, relu=relu, accumulate=accumulate)
+    eager = exact(shape, inputs, dtype, relu, accumulate)
+    unit = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    ours, theirs = error(found.y, correct), error(eager, correct)
+    assert ours <= 2 * theirs + unit, f"{shape.name}: error {ours:.2e}, eager's {theirs:.2e}"
