@@ -1,7 +1,7 @@
 // What kernels may touch, and what they do to it. Bounds and alignment are checked on every access that is seen; with
-// options().checks every two bytes have a shadow: who wrote last, who has read since, ordered by the vector clocks that
-// barriers advance (scheduler.cpp). An access that nothing orders behind another thread's write, or a write behind a
-// read, is a race, whatever order happened to run.
+// options().checks every two bytes (single bytes have none) have a shadow: who wrote last, who has read since, ordered
+// by the vector clocks that barriers advance (scheduler.cpp). An access that nothing orders behind another thread's
+// write, or a write behind a read, is a race, whatever order happened to run.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -139,6 +139,11 @@ void land(Lane& lane, Copy& copy) {
 }  // namespace
 
 void check_shared(uint32_t offset, int bytes, bool write, uint16_t accessor) {
+  if (bytes < kGranule) {  // neighbouring bytes may be two threads': only whether they are defined is known
+    SharedShadow& cell = shared_shadow[offset / kGranule];
+    if (write && cell.state == State::kUndefined) cell = {accessor, 0, {0, 0}, {0, 0}, State::kDefined};
+    return;
+  }
   const Warp& warp = warp_of(running());
   for (uint32_t at = offset / kGranule; at < (offset + bytes + kGranule - 1) / kGranule; ++at) {
     if (write) {
@@ -151,6 +156,10 @@ void check_shared(uint32_t offset, int bytes, bool write, uint16_t accessor) {
 
 void check_global(int index, size_t offset, int bytes, bool write) {
   Buffer& buffer = buffers[index];
+  if (bytes < kGranule) {
+    if (write && !buffer.initialised) buffer.defined[offset / kGranule] = true;
+    return;
+  }
   if (!buffer.shadow) buffer.shadow.reset(new GlobalShadow[buffer.bytes / kGranule + 1]());
   const Lane& lane = running();
   const Warp& warp = warp_of(lane);
