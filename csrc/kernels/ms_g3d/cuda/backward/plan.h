@@ -290,16 +290,18 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   };
   int tile = 0;
   while (kGatherTiles[tile].joint_tiles * 8 < p.V) ++tile;
-  for (int warps : {8, 4}) {
+  for (int warps : {8, 4, 2, 1}) {  // the last two only where many joints leave no room for more
+    const bool last = warps <= 2;
     for (int chunk_steps : {8, 4, 2}) {
       for (int team : {1, 2, 4}) {
         for (int scales = kGatherTiles[tile].scales; scales >= 1; --scales) {
-          if (team > 1 && (team - 1) * scales >= p.K) continue;
+          if (team > warps || (team > 1 && (team - 1) * scales >= p.K) || (last && best.grad_x.warps > warps)) continue;
           consider(best.grad_x, detail::input_plan(p, device, tile, warps, team, scales, chunk_steps));
         }
       }
       for (int scales = kGatherTiles[tile].weight_scales; scales >= 1; --scales) {
         for (int buffers : {0, 1, 2, 3}) {
+          if (scales > warps || (last && best.grad_weight.warps > warps)) continue;
           consider(best.grad_weight, detail::weight_plan(p, device, tile, warps, scales, chunk_steps, buffers));
         }
       }

@@ -1,0 +1,160 @@
+"""The tensor-core backward kernels on the emulator: named shapes, their runs, and what they are judged by."""
+
+from dataclasses import dataclass, field
+
+import emulator
+import numpy as np
+import torch
+from tolerance import assert_as_good_as_eager, error
+
+from msg3d_fast import reference
+
+FOLDER = "csrc/kernels/ms_g3d/cuda/backward"
+SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in ("backward", "grad_x", "grad_weight", "grad_A"))
+LAUNCHERS = "tests/emulator/launch_backward.cpp"
+FIELDS = (
+    "refused input_workspace parameters_workspace x_tile x_warps x_shared weight_tile weight_warps weight_shared "
+    "A_tile A_warps A_shared team x_slices weight_buffers weight_slices gy_ahead x_ahead x_room window_groups "
+    "node_slices pieces"
+).split()
+GRADIENTS = ("x", "A", "weight")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call, and of the device that its plan is made for: few multiprocessors ask for large tiles."""
+
+    name: str
+    N: int
+    C: int
+    T: int
+    V: int
+    K: int
+    O: int  # noqa: E741
+    window: tuple[int, int, int] = (1, 1, 1)
+    shared_kb: int = 163
+    multiprocessors: int = 108
+    expects: dict[str, int] = field(default_factory=dict, hash=False)  # of the plan, so that the name stays true
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.N, self.C, self.T, self.V, self.K, self.O, *self.window, self.shared_kb, self.multiprocessors)
+
+    @property
+    def nodes(self) -> int:
+        return self.window[0] * self.V
+
+    @property
+    def windows(self) -> int:
+        size, stride, dilation = self.window
+        return (self.T + 2 * ((size - 1) * dilation // 2) - dilation * (size - 1) - 1) // stride + 1
+
+    def macs(self, gradient: str) -> int:
+        """Multiply-adds that the gradient needs: frames are projected, windows aggregated, both once."""
+        project = self.N * self.T * self.V * self.C
+        return self.K * self.O * (project + self.N * self.windows * self.nodes**2)
+
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
+        """x (N, C, T, V), A, weight and gy, rounded to dtype, in float64."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            "x": torch.randn(self.N, self.C, self.T, self.V, generator=generator),
+            "A": torch.randn(self.K, self.nodes, self.nodes, generator=generator) / self.nodes**0.5,
+            "weight": torch.randn(self.O, self.K, self.C, generator=generator) / (self.K * self.C) ** 0.5,
+            "gy": torch.randn(self.N, self.O, self.windows, self.nodes, generator=generator),
+        }
+        return {name: tensor.to(dtype).double() for name, tensor in tensors.items()}
+
+
+def exact(shape: Shape, inputs: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """The reference's gradients, computed in dtype."""
+    leaves = [inputs[name].detach().clone().to(dtype).requires_grad_() for name in GRADIENTS]
+    y = reference.ms_g3d(*leaves, None, *shape.window)
+    return dict(zip(GRADIENTS, torch.autograd.grad(y, leaves, inputs["gy"].to(dtype)), strict=True))
+
+
+def bits(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    return tensor.to(dtype).contiguous().view(torch.int16).numpy().view(np.uint16)
+
+
+def device_inputs(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, emulator.DeviceArray]:
+    """Channels last, as the kernels take them."""
+    order = {"x": (0, 2, 3, 1), "gy": (0, 2, 3, 1), "A": (0, 1, 2), "weight": (0, 1, 2)}
+    return {name: emulator.upload(name, bits(inputs[name].permute(*order[name]), dtype)) for name in order}
+
+
+def plan(kernels: emulator.Kernels, shape: Shape) -> dict[str, int]:
+    out = emulator.empty("plan", (len(FIELDS),), np.int64)
+    kernels.call("backward_plan", out, *shape.sizes)
+    return dict(zip(FIELDS, map(int, out.numpy()), strict=True))
+
+
+@dataclass
+class Run:
+    """What one call wrote, bit for bit, and the counters of its launches."""
+
+    arrays: dict[str, np.ndarray]
+    counters: list[dict]
+    dtype: torch.dtype
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The gradients in float64 and in the reference's order."""
+        found = {}
+        for name, array in self.arrays.items():
+            if array.dtype == np.uint16:
+                found[name] = torch.from_numpy(array.view(np.int16)).view(self.dtype).double()
+            else:
+                found[name] = torch.from_numpy(array).double()
+        if "x" in found:
+            found["x"] = found["x"].permute(0, 3, 1, 2)
+        return found
+
+
+def run(
+    kernels: emulator.Kernels,
+    shape: Shape,
+    inputs: dict[str, torch.Tensor],
+    dtype: torch.dtype = torch.bfloat16,
+    wanted: tuple[str, ...] = GRADIENTS,
+    in_float: bool = False,
+    transposed: bool = False,
+    residual: torch.Tensor | None = None,
+    **options: object,
+) -> Run:
+    """Run the wanted gradients; options are the emulator's. `transposed` hands A and weight over with other strides."""
+    if transposed:
+        on_device = device_inputs(
+            inputs | {"A": inputs["A"].transpose(1, 2), "weight": inputs["weight"].permute(2, 1, 0)}, dtype
+        )
+    else:
+        on_device = device_inputs(inputs, dtype)
+    A_res = None if residual is None else emulator.upload("A_res", bits(residual, dtype))
+    common = (on_device["x"], on_device["A"], A_res, on_device["weight"], on_device["gy"])
+    sizes, half = plan(kernels, shape), dtype == torch.float16
+    arrays, counters = {}, []
+    if "x" in wanted:
+        grad_x = emulator.empty("grad_x", (shape.N, shape.T, shape.V, shape.C), np.uint16)
+        workspace = emulator.empty("workspace", (sizes["input_workspace"],), np.uint8)
+        counters += kernels.call(
+            "backward_input", *common, grad_x, workspace, *shape.sizes, half, transposed, **options
+        )
+        arrays["x"] = grad_x.numpy()
+    if set(wanted) - {"x"}:
+        kind = np.float32 if in_float else np.uint16
+        out = {
+            "A": emulator.empty("grad_A", (shape.K, shape.nodes, shape.nodes), kind) if "A" in wanted else None,
+            "weight": emulator.empty("grad_weight", (shape.O, shape.K, shape.C), kind) if "weight" in wanted else None,
+        }
+        workspace = emulator.empty("workspace", (sizes["parameters_workspace"],), np.uint8)
+        arguments = (*common, out["A"], out["weight"], workspace, *shape.sizes, half, transposed, in_float)
+        counters += kernels.call("backward_parameters", *arguments, **options)
+        arrays |= {name: array.numpy() for name, array in out.items() if array is not None}
+    return Run(arrays, counters, dtype)
+
+
+def assert_exact_enough(found: Run, shape: Shape, inputs: dict[str, torch.Tensor]) -> None:
+    """Every gradient errs at most twice as much as the reference in the same type, plus a tiny floor."""
+    correct, eager = exact(shape, inputs), exact(shape, inputs, found.dtype)
+    for name, tensor in found.tensors().items():
+        ours, theirs = error(tensor, correct[name]), error(eager[name], correct[name])
+        assert_as_good_as_eager(ours, theirs, f"{shape.name}, grad_{name}")
