@@ -6,6 +6,8 @@ CUDA code by an nvcc step that needs neither a GPU nor a CUDA build of torch. to
     MSG3D_CUDA=auto|0|1   auto: CUDA code if nvcc is found; 0: never; 1: a missing nvcc is an error
     MSG3D_CUDA_ARCHS      "80;90": compute capabilities; default: all from 8.0 on that nvcc knows, and PTX of the newest
     CXX, MAX_JOBS         the compiler, and how many of them at once
+
+`python setup.py build_emulated` makes the backend "emulated" in msg3d_fast/: the CUDA kernels, run on the CPU.
 """
 
 import importlib.machinery
@@ -22,17 +24,19 @@ import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-OBJECTS = ROOT / "build" / "native"
+OBJECTS, EMULATED_OBJECTS = ROOT / "build" / "native", ROOT / "build" / "emulated"
 OLDEST_TORCH, OLDEST_TORCH_FLAG = "2.13", "-DTORCH_TARGET_VERSION=0x020d000000000000"
 OLDEST_PYTHON, OLDEST_PYTHON_FLAG = "cp310", "-DPy_LIMITED_API=0x030a0000"
 HOST_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG"]
 # Files that use an instruction set which x86-64 does not promise; they are called only where it is there.
 ISA_FLAGS = {"avx2.cpp": ["-mavx2", "-mfma"], "avx512.cpp": ["-mavx512f"]}
+GPU_BINDING = "ms_g3d_cuda.cpp"
 NO_COMPILER = (
     "no C++ compiler was found (CXX, c++, g++, clang++): install one (apt install g++, or conda install -c conda-forge"
     " cxx-compiler) and install msg3d_fast again"
@@ -112,6 +116,8 @@ def compile_steps(torch: Path, cxx: list[str], nvcc: Path | None, archs: list[st
     steps = []
     for source in sorted((ROOT / "csrc").rglob("*.c*")):
         target = OBJECTS / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o")
+        if source.name == GPU_BINDING and not nvcc:
+            continue
         if source.suffix == ".cpp" and (x86 or source.name not in ISA_FLAGS):
             flags = ISA_FLAGS.get(source.name, []) if "kernels" in source.parts else torch_flags
             steps.append((source, target, [*cxx, *HOST_FLAGS, *flags]))
@@ -119,6 +125,18 @@ def compile_steps(torch: Path, cxx: list[str], nvcc: Path | None, archs: list[st
             host = ["-ccbin", cxx[0], "-Xcompiler=-fPIC,-fvisibility=hidden"]
             steps.append((source, target, [str(nvcc), "-std=c++17", "-O3", *host, *gencode]))
     return steps
+
+
+def emulated_steps(torch: Path, cxx: list[str]) -> list[Step]:
+    """The kernels of csrc and the emulator of tests, for the host; loads and stores are not watched."""
+    sources = [source for source in (ROOT / "csrc" / "kernels").rglob("*.cu") if source.parent.name != "simt"]
+    sources += [ROOT / "csrc" / "torch" / name for name in (GPU_BINDING, "ms_g3d_arguments.cpp")]
+    emulator = ROOT / "tests" / "emulator"
+    sources += [emulator / f"{name}.cpp" for name in ("backend", "scheduler", "collectives", "memory", "counters")]
+    flags = [*HOST_FLAGS, "-DMSG3D_EMULATED", "-Wno-unknown-pragmas", OLDEST_TORCH_FLAG, OLDEST_PYTHON_FLAG]
+    flags += [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_path('include')}", "-x", "c++"]
+    targets = [EMULATED_OBJECTS / source.relative_to(ROOT).with_suffix(source.suffix + ".o") for source in sources]
+    return [(source, target, [*cxx, *flags]) for source, target in sorted(zip(sources, targets, strict=True))]
 
 
 def link_command(torch: Path, cxx: list[str], nvcc: Path | None, objects: list[Path], library: Path) -> list[str]:
@@ -160,13 +178,14 @@ def ninja_file(steps: list[Step], link: list[str], library: Path) -> str:
 
 def compile_and_link(steps: list[Step], link: list[str], library: Path) -> None:
     """With ninja what changed, headers included; without it everything, in threads."""
+    folder = library.parent
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     for _, target, _ in steps:
         target.parent.mkdir(parents=True, exist_ok=True)
     ninja = find_ninja()
     if ninja:
-        (OBJECTS / "build.ninja").write_text(ninja_file(steps, link, library))
-        failed = subprocess.run([ninja, "-C", str(OBJECTS), f"-j{jobs}", "--quiet"]).returncode
+        (folder / "build.ninja").write_text(ninja_file(steps, link, library))
+        failed = subprocess.run([ninja, "-C", str(folder), f"-j{jobs}", "--quiet"]).returncode
     else:
         commands = [[*words, "-c", str(source), "-o", str(target)] for source, target, words in steps]
         with ThreadPoolExecutor(jobs) as pool:
@@ -223,9 +242,31 @@ class BuildNative(build_ext):
         super().run()
 
 
+class BuildEmulated(Command):
+    """Compiles the CUDA kernels for the emulator into msg3d_fast/_emulated.abi3.so; needs the source folder whole."""
+
+    description = "build the backend 'emulated'"
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        torch, cxx = find_torch(), find_compiler()
+        if torch is None or cxx is None:
+            raise BuildError(NO_COMPILER if torch else "torch was not found: pip install torch")
+        steps, library = emulated_steps(torch, cxx), EMULATED_OBJECTS / "_emulated.abi3.so"
+        objects = [target for _, target, _ in steps]
+        compile_and_link(steps, link_command(torch, cxx, None, objects, library), library)
+        fresh = ROOT / "msg3d_fast" / f".{library.name}.{os.getpid()}"
+        shutil.copyfile(library, fresh)
+        os.replace(fresh, ROOT / "msg3d_fast" / library.name)  # a process that has it loaded keeps the old one
+
+
 setup(
     ext_modules=[Extension("msg3d_fast._C", sources=[], py_limited_api=True, optional=True)],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "build_emulated": BuildEmulated},
     options={"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}},
     # An isolated build without any torch at hand must fetch one; with one at hand it must not.
     setup_requires=[] if find_torch() else [f"torch>={OLDEST_TORCH}"],

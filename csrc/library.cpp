@@ -9,12 +9,17 @@
 #include "torch/folded.h"
 #include "torch/info.h"
 #include "torch/ms_g3d.h"
+#include "torch/ms_g3d_arguments.h"
+#include "torch/ms_g3d_cuda.h"
 #include "torch/mstcn.h"
 
 STABLE_TORCH_LIBRARY(msg3d_fast, m) {
   m.def(
       "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation)"
       " -> Tensor");
+  m.def(
+      "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
+      " int window_dilation) -> Tensor");
   m.def(
       "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation) -> Tensor");
@@ -78,6 +83,15 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
   m.impl("mstcn", TORCH_BOX(&msg3d::binding::mstcn));
   m.impl("mstcn_backward", TORCH_BOX(&msg3d::binding::mstcn_backward));
 }
+
+#ifdef MSG3D_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CUDA, m) {
+  m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
+  m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
+  m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_input));
+  m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_parameters));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CompositeExplicitAutograd, m) {
   m.impl("ms_g3d_plan", TORCH_BOX(&msg3d::binding::ms_g3d_plan));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../kernels/ms_g3d/cpu/ms_g3d.h"
+#include "ms_g3d_arguments.h"
 
 namespace msg3d::binding {
 namespace {
@@ -18,109 +19,7 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
-std::atomic<int64_t> conversions{0};
 std::atomic<ms_g3d::OrderChoice> order_choice{ms_g3d::OrderChoice::kAuto};
-
-// ---- Errors: the argument, what was given, what was expected, what to do. ops.py says the same in the same words.
-
-template <typename... Words>
-void check(bool condition, const Words&... words) {
-  if (condition) return;
-  std::ostringstream line;
-  line << "ms_g3d: ";
-  (line << ... << words);
-  throw std::runtime_error(line.str());
-}
-
-std::string shape(const Tensor& tensor) {
-  std::string text = "(";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  return text + (tensor.dim() == 1 ? ",)" : ")");
-}
-
-const char* name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    default:
-      return torch::headeronly::toString(type);
-  }
-}
-
-ms_g3d::Problem check_inputs(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-                             int64_t window_size, int64_t window_stride, int64_t window_dilation) {
-  const auto check_count = [](const char* argument, int64_t value) {
-    check(value >= 1, argument, " is ", value, "; expected at least 1");
-  };
-  check_count("window_size", window_size);
-  check_count("window_stride", window_stride);
-  check_count("window_dilation", window_dilation);
-
-  const ScalarType type = x.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::Double, "x is ", name(type),
-        "; expected float32 or float64: convert it with .float(), or run under torch.autocast");
-  check(x.dim() == 4, "x has shape ", shape(x), "; expected (N, C, T, V): fold persons into N, one row per clip");
-  check(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, "x has shape ", shape(x),
-        "; expected (N, C, T, V) with at least one channel, frame and joint");
-
-  ms_g3d::Problem p{};
-  p.N = x.size(0), p.C = x.size(1), p.T = x.size(2), p.V = x.size(3);
-  p.window = window_size, p.stride = window_stride, p.dilation = window_dilation;
-  check(A.dim() == 3 && A.size(0) > 0 && A.size(1) == p.nodes() && A.size(2) == p.nodes(), "A has shape ", shape(A),
-        "; expected (K, ", p.nodes(), ", ", p.nodes(), "), destination before source, for window_size ", window_size,
-        " and the ", p.V, " joints of x: build it for this window and layout");
-  p.K = A.size(0);
-  check(weight.dim() == 3 && weight.size(0) > 0 && weight.size(1) == p.K && weight.size(2) == p.C, "weight has shape ",
-        shape(weight), "; expected (O, ", p.K, ", ", p.C, ") for the ", p.K, " scales of A and the ", p.C,
-        " channels of x: view the 1x1 convolution's weight as (O, K, C)");
-  p.O = weight.size(0);
-  check(p.windows() > 0, "x has ", p.T, " frames; expected at least 2 for window_size ", window_size,
-        " and window_dilation ", window_dilation, ": pad x or use an odd window_size");
-
-  const auto check_like_x = [&](const char* argument, const Tensor& tensor) {
-    check(tensor.scalar_type() == type, argument, " is ", name(tensor.scalar_type()), "; expected ", name(type),
-          " like x: convert it with .to(x.dtype)");
-  };
-  check_like_x("A", A);
-  check_like_x("weight", weight);
-  if (bias) {
-    check(bias->dim() == 1 && bias->size(0) == p.O, "bias has shape ", shape(*bias), "; expected (", p.O,
-          ",) for the output channels of weight, or None");
-    check_like_x("bias", *bias);
-  }
-  return p;
-}
-
-void check_gy(const Tensor& gy, const Tensor& x, const ms_g3d::Problem& p) {
-  check(gy.dim() == 4 && gy.size(0) == p.N && gy.size(1) == p.O && gy.size(2) == p.windows() && gy.size(3) == p.nodes(),
-        "gy has shape ", shape(gy), "; expected the output's (", p.N, ", ", p.O, ", ", p.windows(), ", ", p.nodes(),
-        ")");
-  check(gy.scalar_type() == x.scalar_type(), "gy is ", name(gy.scalar_type()), "; expected ", name(x.scalar_type()),
-        " like x: convert it with .to(x.dtype)");
-}
-
-// ---- Memory
-
-Tensor channels_last(const Tensor& tensor) {
-  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
-  const int64_t dense[4] = {height * width * channels, 1, width * channels, channels};
-  bool as_it_is = true;
-  for (int64_t i = 0; i < 4; ++i) as_it_is &= tensor.size(i) <= 1 || tensor.stride(i) == dense[i];
-  if (as_it_is || tensor.numel() == 0) return tensor;
-  ++conversions;
-  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_channels_last(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
-}
 
 template <typename T>
 ms_g3d::Strided<T> strided(const Tensor& tensor) {
@@ -156,8 +55,8 @@ void with_call(const ms_g3d::Problem& problem, ms_g3d::Pass pass, const Tensor& 
     std::byte* const base = reinterpret_cast<std::byte*>(address);
     const ms_g3d::Workspace workspace{base, base + plan.shared_bytes};
 
-    const Tensor dense_x = channels_last(x);
-    const std::optional<Tensor> dense_gy = gy ? std::optional(channels_last(*gy)) : std::nullopt;
+    const Tensor dense_x = counted_channels_last(x);
+    const std::optional<Tensor> dense_gy = gy ? std::optional(counted_channels_last(*gy)) : std::nullopt;
     const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
     const ms_g3d::Inputs<T> in{static_cast<const T*>(dense_x.const_data_ptr()), strided<T>(A), strided<T>(weight),
                                dense_bias ? static_cast<const T*>(dense_bias->const_data_ptr()) : nullptr,
@@ -176,7 +75,7 @@ T* output(const Tensor& tensor, const ms_g3d::Call<T>&) {
 
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
               int64_t window_size, int64_t window_stride, int64_t window_dilation) {
-  const ms_g3d::Problem p = check_inputs(x, A, weight, bias, window_size, window_stride, window_dilation);
+  const ms_g3d::Problem p = check_inputs(x, A, weight, bias, window_size, window_stride, window_dilation, false);
   const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
   with_call(p, ms_g3d::Pass::kForward, x, A, weight, bias, std::nullopt,
             [&](const auto& call) { ms_g3d::forward(call, output(y, call)); });
@@ -185,7 +84,8 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
 
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
                              int64_t window_size, int64_t window_stride, int64_t window_dilation) {
-  const ms_g3d::Problem p = check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  const ms_g3d::Problem p =
+      check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
   check_gy(gy, x, p);
   const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});
   with_call(p, ms_g3d::Pass::kBackwardInput, x, A, weight, std::nullopt, gy,
@@ -197,7 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
                                                               const Tensor& weight, int64_t window_size,
                                                               int64_t window_stride, int64_t window_dilation,
                                                               bool need_A, bool need_weight, bool need_bias) {
-  const ms_g3d::Problem p = check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  const ms_g3d::Problem p =
+      check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
   check_gy(gy, x, p);
   const auto empty = [&](bool needed, std::vector<int64_t> sizes) {
     return torch::stable::empty(needed ? sizes : std::vector<int64_t>{0}, x.scalar_type(), std::nullopt, x.device());
@@ -217,7 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tensor& x, const Tensor& A,
                                                    const Tensor& weight, int64_t window_size, int64_t window_stride,
                                                    int64_t window_dilation) {
-  const ms_g3d::Problem p = check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  const ms_g3d::Problem p =
+      check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
   const int64_t width = x.scalar_type() == ScalarType::Float ? current_isa().f32.width : current_isa().f64.width;
   const auto pass = ms_g3d::Pass::kBackwardParameters;
   if (ms_g3d::make_plan(p, pass, width, x.element_size(), order_choice.load()).order != ms_g3d::Order::kProjectFirst) {
@@ -273,7 +175,5 @@ bool ms_g3d_set_order(std::string name) {
   }
   return true;
 }
-
-int64_t format_conversions() { return conversions.load(); }
 
 }  // namespace msg3d::binding

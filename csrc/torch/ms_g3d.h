@@ -37,7 +37,4 @@ std::string ms_g3d_plan(std::string pass, int64_t N, int64_t C, int64_t T, int64
 // Forces the order of evaluation: "project_first", "aggregate_first" or "auto". False: no such order.
 bool ms_g3d_set_order(std::string name);
 
-// How many tensors of x's or gy's kind were not channels_last and had to be copied, since the library was loaded.
-int64_t format_conversions();
-
 }  // namespace msg3d::binding

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <mutex>
 
 #include "device.h"
 
@@ -34,5 +35,31 @@ void cuda_report(CudaReport& report) {
   report.error_name = cudaGetErrorName(status);
   cudaGetLastError();  // leave no error behind for the next caller
 }
+
+int device_limits(int index, DeviceLimits& limits) {
+  static std::mutex mutex;
+  static DeviceLimits known[kMaxDevices];  // arch 0: not asked yet
+  if (index < 0 || index >= kMaxDevices) return static_cast<int>(cudaErrorInvalidDevice);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (known[index].arch == 0) {
+    int major = 0, minor = 0, count = 0, shared = 0;
+    cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+      if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, index);
+    };
+    ask(minor, cudaDevAttrComputeCapabilityMinor);
+    ask(count, cudaDevAttrMultiProcessorCount);
+    ask(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (status != cudaSuccess) {
+      cudaGetLastError();
+      return static_cast<int>(status);
+    }
+    known[index] = {10 * major + minor, count, shared};
+  }
+  limits = known[index];
+  return 0;
+}
+
+const char* cuda_error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
 }  // namespace msg3d

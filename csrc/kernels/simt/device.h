@@ -23,4 +23,16 @@ struct CudaReport {
 
 void cuda_report(CudaReport& report);
 
+// What a plan must know of a device.
+struct DeviceLimits {
+  int arch;             // compute capability times ten
+  int multiprocessors;  // SMs
+  int shared_bytes;     // that one block may ask for
+};
+
+// CUDA's error code, 0 if there is none. Devices are asked once.
+int device_limits(int index, DeviceLimits& limits);
+
+const char* cuda_error_text(int status);
+
 }  // namespace msg3d

@@ -32,7 +32,7 @@ constexpr int gather_shared_bytes() {
 }
 
 template <typename T, int kWidth, bool kBackward>
-SIMT_KERNEL(kThreads, 2)
+SIMT_KERNEL(kThreads, sizeof(T) == 8 ? 1 : 2)
 void gather_kernel(GatherCall<T> call) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kPairs = kWidth / 32;  // of output channels of a thread
@@ -72,6 +72,12 @@ void gather_kernel(GatherCall<T> call) {
       memory[column * kWidth + o] = value;
     }
     block_barrier();
+    Acc part[4][2 * kPairs];  // summed by themselves: a long sum in float keeps fewer digits
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+#pragma unroll
+      for (int i = 0; i < 2 * kPairs; ++i) part[q][i] = Acc(0);
+    }
 #pragma unroll 2
     for (int column = 0; column < kColumns; ++column) {
       if (!column_of(call.tiles, g.K, g.depth, t, column).real) continue;  // H holds anything there
@@ -83,10 +89,15 @@ void gather_kernel(GatherCall<T> call) {
         load2(memory + column * kWidth + 2 * tx + 32 * i, right);
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
-          sum[q][2 * i] += left[q] * right[0];
-          sum[q][2 * i + 1] += left[q] * right[1];
+          part[q][2 * i] += left[q] * right[0];
+          part[q][2 * i + 1] += left[q] * right[1];
         }
       }
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+#pragma unroll
+      for (int i = 0; i < 2 * kPairs; ++i) sum[q][i] += part[q][i];
     }
   }
 #pragma unroll

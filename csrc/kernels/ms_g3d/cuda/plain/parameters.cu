@@ -40,7 +40,7 @@ constexpr int weight_shared_bytes() {
 // Block (tile of (k, c) columns, tile of output channels, part): H of one row tile after the other times gy. Thread
 // (ty, tx) sums columns 2*tx + {0, 1} and channels 2*ty + {0, 1} + 32*i.
 template <typename T, int kWidth>
-SIMT_KERNEL(kThreads, 2)
+SIMT_KERNEL(kThreads, sizeof(T) == 8 ? 1 : 2)
 void weight_kernel(WeightCall<T> call) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kPairs = kWidth / 32, kColumnPitch = kColumns + 2;
@@ -78,6 +78,9 @@ void weight_kernel(WeightCall<T> call) {
       memory[i] = value;
     }
     block_barrier();
+    Acc part[2][2 * kPairs];  // of this tile: a long sum in float keeps fewer digits
+#pragma unroll
+    for (int i = 0; i < 2 * kPairs; ++i) part[0][i] = part[1][i] = Acc(0);
 #pragma unroll 4
     for (int row = 0; row < kRows; ++row) {
       Acc left[2];
@@ -88,11 +91,13 @@ void weight_kernel(WeightCall<T> call) {
         load2(memory + row * kWidth + 2 * ty + 32 * i, right);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          sum[0][2 * i + j] += left[0] * right[j];
-          sum[1][2 * i + j] += left[1] * right[j];
+          part[0][2 * i + j] += left[0] * right[j];
+          part[1][2 * i + j] += left[1] * right[j];
         }
       }
     }
+#pragma unroll
+    for (int i = 0; i < 2 * kPairs; ++i) sum[0][i] += part[0][i], sum[1][i] += part[1][i];
   }
 #pragma unroll
   for (int i = 0; i < 4 * kPairs; ++i) {
@@ -123,7 +128,7 @@ constexpr int kAdjacencyElements = 4 * kColumns * kPitch;
 // Thread (ty, tx) holds rows 4*ty ... of its window; first G of channels 2*tx + {0, 1}, then the sum of columns
 // 2*tx + {0, 1} + 32*i.
 template <typename T, int kTile>
-SIMT_KERNEL(kThreads, 2)
+SIMT_KERNEL(kThreads, sizeof(T) == 8 ? 1 : 2)
 void adjacency_kernel(AdjacencyCall<T> call) {
   using Acc = typename Accumulator<T>::type;
   constexpr int kWindows = kRows / kTile, kPairs = kTile / 32;
@@ -204,6 +209,12 @@ void adjacency_kernel(AdjacencyCall<T> call) {
         x[i % kColumns * kPitch + row] = value;
       }
       block_barrier();
+      Acc part[4][2 * kPairs];  // of these channels: a long sum in float keeps fewer digits
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+#pragma unroll
+        for (int i = 0; i < 2 * kPairs; ++i) part[q][i] = Acc(0);
+      }
       const int channels = kColumns < g.depth - first_c ? kColumns : g.depth - first_c;
 #pragma unroll 2
       for (int c = 0; c < channels; ++c) {
@@ -215,10 +226,15 @@ void adjacency_kernel(AdjacencyCall<T> call) {
           load2(x + c * kPitch + window_of_thread * kTile + 2 * tx + 32 * i, right);
 #pragma unroll
           for (int q = 0; q < 4; ++q) {
-            sum[q][2 * i] += left[q] * right[0];
-            sum[q][2 * i + 1] += left[q] * right[1];
+            part[q][2 * i] += left[q] * right[0];
+            part[q][2 * i + 1] += left[q] * right[1];
           }
         }
+      }
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+#pragma unroll
+        for (int i = 0; i < 2 * kPairs; ++i) sum[q][i] += part[q][i];
       }
     }
   }
@@ -236,7 +252,7 @@ void adjacency_kernel(AdjacencyCall<T> call) {
 
 // Block (32 output channels, part): the sum of the rows of gy; thread (row % 8, o).
 template <typename T>
-SIMT_KERNEL(kThreads, 2)
+SIMT_KERNEL(kThreads, sizeof(T) == 8 ? 1 : 2)
 void bias_kernel(const T* gy, int rows, int O, typename Accumulator<T>::type* parts) {
   using Acc = typename Accumulator<T>::type;
   Acc* const sums = shared_memory<Acc>();  // (8, 32)
@@ -258,7 +274,7 @@ void bias_kernel(const T* gy, int rows, int O, typename Accumulator<T>::type* pa
 
 // out[i] = the sum over parts, in their order.
 template <typename T>
-SIMT_KERNEL(kThreads, 2)
+SIMT_KERNEL(kThreads, sizeof(T) == 8 ? 1 : 2)
 void sum_kernel(const typename Accumulator<T>::type* parts, int count, int64_t elements, T* out) {
   const int64_t i = static_cast<int64_t>(block_x()) * kThreads + thread_index();
   if (i < elements) {

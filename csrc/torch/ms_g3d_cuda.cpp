@@ -1,0 +1,199 @@
+#include "ms_g3d_cuda.h"
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "../kernels/ms_g3d/cuda/ms_g3d.h"
+#include "../kernels/ms_g3d/cuda/plain/plain.h"
+#include "../kernels/simt/device.h"
+#include "ms_g3d_arguments.h"
+
+namespace msg3d::binding::gpu {
+namespace {
+
+using ms_g3d::Problem;
+using ms_g3d::cuda::Type;
+
+constexpr int64_t kAlignment = 256;  // of the workspace, bytes
+
+// While it lives, x's device is the current one.
+#ifdef MSG3D_EMULATED
+class OnDevice {  // the emulator runs one kernel at a time
+ public:
+  explicit OnDevice(const Tensor&) : lock_(only_one()) {}
+  int index() const { return 0; }
+  void* stream() const { return nullptr; }
+
+ private:
+  static std::mutex& only_one() {
+    static std::mutex mutex;
+    return mutex;
+  }
+  std::lock_guard<std::mutex> lock_;
+};
+#else
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& x) : index_(x.get_device_index()), guard_(index_) {}
+  int index() const { return index_; }
+  void* stream() const { return torch::stable::accelerator::getCurrentStream(index_).nativeHandle(); }
+
+ private:
+  int index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+#endif
+
+Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      return Type::kFloat64;
+    case ScalarType::Half:
+      return Type::kFloat16;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    default:
+      return Type::kFloat32;
+  }
+}
+
+// No launch may fail unseen, and the message says where.
+void launched(int status, const char* what) {
+  check(status == 0, what, " was not launched: CUDA error ", status, " (", cuda_error_text(status),
+        "); msg3d-fast doctor says what this build holds for which device");
+}
+
+ms_g3d::cuda::Device limits_of(const OnDevice& device) {
+  DeviceLimits limits;
+  launched(device_limits(device.index(), limits), "a query of the device");
+  return {limits.arch, limits.multiprocessors, limits.shared_bytes};
+}
+
+Problem checked(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+                int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+  const Problem p = check_inputs(x, A, weight, bias, window_size, window_stride, window_dilation, true);
+  const int64_t rows = std::max(p.N * p.T * (p.V + 4), p.N * p.windows() * (p.nodes() + 4));
+  check(std::max({rows, p.K * p.nodes() * p.nodes(), p.O * p.K * p.C}) < (int64_t{1} << 31), "x has shape ",
+        shape_of(x), ", which makes ", rows, " rows; a GPU takes less than 2^31 at once: cut the batch");
+  return p;
+}
+
+// Kernels read 16 bytes at once, which a view into the middle of a tensor may not allow.
+Tensor aligned(const Tensor& tensor) {
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  return address % 16 == 0 ? tensor : torch::stable::clone(tensor);
+}
+Tensor activation(const Tensor& tensor) { return aligned(counted_channels_last(tensor)); }
+
+// Scratch memory from torch's caching allocator: later work of this stream gets it again in order.
+class Workspace {
+ public:
+  Workspace(const Tensor& like, int64_t bytes)
+      : tensor_(torch::stable::empty({bytes + kAlignment}, ScalarType::Byte, std::nullopt, like.device())) {}
+  void* get() const {
+    const auto address = reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr());
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+ private:
+  Tensor tensor_;
+};
+
+Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool relu) {
+  const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
+  const OnDevice device(x);
+  const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
+  if (p.N == 0) return y;
+  const Type type = type_of(x);
+  const Tensor dense_x = activation(x);
+  const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  const ms_g3d::cuda::ForwardPlan plan = ms_g3d::cuda::plan_forward(p, type, limits_of(device));
+  if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
+    const ms_g3d::plain::Pointers in{dense_x.const_data_ptr(),
+                                     A.const_data_ptr(),
+                                     weight.const_data_ptr(),
+                                     bias_data,
+                                     nullptr,
+                                     {A.stride(0), A.stride(1), A.stride(2)},
+                                     {weight.stride(0), weight.stride(1), weight.stride(2)}};
+    launched(ms_g3d::plain::forward(p, type, in, relu, y.mutable_data_ptr(), device.stream()), "the forward pass");
+    return y;
+  }
+  const ms_g3d::cuda::Pointers in{dense_x.const_data_ptr(),
+                                  A.const_data_ptr(),
+                                  nullptr,
+                                  weight.const_data_ptr(),
+                                  bias_data,
+                                  {A.stride(0), A.stride(1), A.stride(2)},
+                                  {weight.stride(0), weight.stride(1), weight.stride(2)}};
+  const Workspace workspace(x, plan.workspace_bytes);
+  launched(ms_g3d::cuda::forward(p, type, plan, in, relu, y.mutable_data_ptr(), workspace.get(), device.stream()),
+           "the forward pass");
+  return y;
+}
+
+ms_g3d::plain::Pointers backward_pointers(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight) {
+  return {x.const_data_ptr(),
+          A.const_data_ptr(),
+          weight.const_data_ptr(),
+          nullptr,
+          gy.const_data_ptr(),
+          {A.stride(0), A.stride(1), A.stride(2)},
+          {weight.stride(0), weight.stride(1), weight.stride(2)}};
+}
+
+}  // namespace
+
+Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+              int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, false);
+}
+
+Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+                   int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, true);
+}
+
+Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
+                             int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+  const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  check_gy(gy, x, p);
+  const OnDevice device(x);
+  const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});
+  if (p.N == 0) return grad_x;
+  const Tensor dense_gy = activation(gy);
+  const auto in = backward_pointers(dense_gy, x, A, weight);
+  launched(ms_g3d::plain::backward_input(p, type_of(x), in, grad_x.mutable_data_ptr(), device.stream()),
+           "the backward pass for x");
+  return grad_x;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
+                                                              const Tensor& weight, int64_t window_size,
+                                                              int64_t window_stride, int64_t window_dilation,
+                                                              bool need_A, bool need_weight, bool need_bias) {
+  const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  check_gy(gy, x, p);
+  const OnDevice device(x);
+  const auto output = [&](bool needed, std::vector<int64_t> sizes) {
+    return empty_like_type(x, needed ? sizes : std::vector<int64_t>{0});
+  };
+  const Tensor grad_A = output(need_A, {p.K, p.nodes(), p.nodes()});
+  const Tensor grad_weight = output(need_weight, {p.O, p.K, p.C}), grad_bias = output(need_bias, {p.O});
+  const auto data = [](bool needed, const Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
+  const Tensor dense_x = activation(x), dense_gy = activation(gy);
+  const auto plan = ms_g3d::plain::plan_parameters(p, type_of(x), need_A, need_weight, need_bias);
+  const Workspace workspace(x, plan.workspace_bytes);
+  const auto in = backward_pointers(dense_gy, dense_x, A, weight);
+  launched(
+      ms_g3d::plain::backward_parameters(p, type_of(x), in, plan, workspace.get(), data(need_A, grad_A),
+                                         data(need_weight, grad_weight), data(need_bias, grad_bias), device.stream()),
+      "the backward pass for the parameters");
+  return {grad_A, grad_weight, grad_bias};
+}
+
+}  // namespace msg3d::binding::gpu

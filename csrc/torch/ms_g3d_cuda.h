@@ -1,0 +1,31 @@
+// The registered functions of MS-G3D on a GPU: they check, allocate, plan and launch on torch's current stream. Nothing
+// here waits for the device or touches the host's memory of it, so that CUDA graphs can capture every call.
+//
+// With MSG3D_EMULATED the same code runs the same kernels over tensors on the CPU (emulated.cpp).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace msg3d::binding::gpu {
+
+// y (N, O, T_out, tau*V), channels_last; every type that there is: float32, float64, float16, bfloat16.
+Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+              int64_t window_size, int64_t window_stride, int64_t window_dilation);
+
+// max(ms_g3d(...), 0) in one kernel.
+Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+                   int64_t window_size, int64_t window_stride, int64_t window_dilation);
+
+Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
+                             int64_t window_size, int64_t window_stride, int64_t window_dilation);
+
+std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
+                                                              const Tensor& weight, int64_t window_size,
+                                                              int64_t window_stride, int64_t window_dilation,
+                                                              bool need_A, bool need_weight, bool need_bias);
+
+}  // namespace msg3d::binding::gpu
