@@ -71,6 +71,10 @@ def _load() -> str | None:
 
 
 _reason = _load()
+_NOT_EMULATED = (
+    "backend 'emulated' (the CUDA kernels, run on the CPU) is not built: run 'python setup.py build_emulated' in the "
+    "source folder, which needs a C++ compiler; or use 'native' or 'reference'"
+)
 
 
 def available() -> bool:
@@ -86,6 +90,35 @@ def require() -> None:
     """
     if _reason is not None:
         raise LibraryUnavailable(_reason)
+
+
+def require_emulated() -> None:
+    """Load the backend `emulated`, whose operators are those of `torch.ops.msg3d_fast_emulated`.
+
+    Raises:
+        LibraryUnavailable: it was not built, or does not load; one line says how to build it.
+    """
+    try:
+        import_module(f"{__package__}._emulated")
+    except ImportError as error:
+        if not Path(__file__).with_name("_emulated.abi3.so").exists():
+            raise LibraryUnavailable(_NOT_EMULATED) from None
+        first = str(error).splitlines()[0]
+        raise LibraryUnavailable(f"backend 'emulated' does not load: {first}; build it again") from None
+
+
+def require_cuda() -> None:
+    """Do nothing where the native library holds CUDA kernels.
+
+    Raises:
+        LibraryUnavailable: there is no native library, or it was built without nvcc.
+    """
+    require()
+    if not _build_info().get("cuda_archs"):
+        raise LibraryUnavailable(
+            f"this build of msg3d_fast has {_build_info().get('cuda', 'no CUDA')}: install it again where nvcc is found, "
+            "move the model and its input with .cpu(), or use backend='reference'"
+        )
 
 
 def info() -> dict[str, object]:

@@ -7,6 +7,7 @@ backward pass keeps only the inputs and computes again what it needs.
 """
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,15 +54,16 @@ def ms_g3d(
     with p = ((tau-1)*d)//2, and frames outside the clip zero. Nodes (w, v) are numbered w*V + v.
 
     Args:
-        x: (N, C, T, V), float32 or float64. Taken as it is if its memory is channels_last; anything else is copied,
-            which `format_conversions` counts.
+        x: (N, C, T, V), float32 or float64, on a GPU also float16 or bfloat16. Taken as it is if its memory is
+            channels_last; anything else is copied, which `format_conversions` counts.
         A: (K, tau*V, tau*V), `A[k, destination, source]`; dense, the learned residual already added; any strides.
         weight: (O, K, C), the 1x1 convolution's (O, K*C, 1, 1) seen scale-major; any strides.
         bias: (O,) or None.
         window_size: tau, frames in a window.
         window_stride: s, frames from one window to the next.
         window_dilation: d, frames from one slot of a window to the next.
-        backend: `native`, `reference`, `emulated`, or None for $MSG3D_BACKEND, else native. Never a silent fallback.
+        backend: `native`, `reference`, `emulated` (the GPU's kernels on CPU tensors, for tests), or None for
+            $MSG3D_BACKEND, else native. Never a silent fallback.
 
     Returns:
         (N, O, T_out, tau*V) with T_out = (T + 2p - d*(tau-1) - 1)//s + 1; channels_last from the native backend.
@@ -70,32 +72,19 @@ def ms_g3d(
         UserError: a size, type or device that does not fit, or a backend that is not there.
 
     Memory and determinism: the native backend materialises no tensor of scales or windows, forwards or backwards; its
-    workspace does not grow with N or T. Results repeat bit for bit, for any number of threads. Under autocast it runs
-    in float32 and returns float32, whatever autocast's type. Gradients cannot be differentiated again.
+    workspace does not grow with N or T. Results repeat bit for bit, for any number of threads. Under autocast the CPU
+    runs in float32 and returns float32, whatever autocast's type; a GPU runs and returns autocast's type and sums in
+    float32. Gradients cannot be differentiated again.
 
     Equivalent to `reference.ms_g3d`.
     """
     chosen = resolve_backend(backend)
-    if chosen == "emulated":
-        raise UserError("backend 'emulated' was not built into this version: use 'native' or 'reference'")
-    if chosen == "native":
-        _library.require()
-        if x.device.type not in ("cpu", "meta"):
-            raise UserError(
-                f"ms_g3d: x is on {x.device}; this version has native kernels for the CPU only: move the model and its "
-                "input with .cpu(), or use backend='reference'"
-            )
-        if x.is_cpu and torch.is_autocast_enabled("cpu"):
-            x, A, weight, bias = _widened(x), _widened(A), _widened(weight), _widened(bias)
-        if x.dtype not in (torch.float32, torch.float64):
-            raise UserError(
-                f"ms_g3d: x is {_name(x.dtype)}; expected float32 or float64: convert it with .float(), or run under "
-                "torch.autocast"
-            )
+    if chosen != "reference":
+        x, A, weight, bias = _prepared(chosen, x, A, weight, bias)
     _check(x, A, weight, bias, window_size, window_stride, window_dilation)
     if chosen == "reference":
         return reference.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
-    return torch.ops.msg3d_fast.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
+    return operators(chosen).ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
 
 
 def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -121,8 +110,48 @@ def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
     return ms_g3d(x, A, weight, bias, window_size=1, backend=backend)
 
 
-def _widened(tensor: Tensor | None) -> Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def operators(backend: str) -> Any:
+    """Return the namespace of the registered operators of `native` or `emulated`.
+
+    Raises:
+        LibraryUnavailable: the library that registers them is not there.
+    """
+    if backend == "emulated":
+        _library.require_emulated()
+        _register("msg3d_fast_emulated")
+        return torch.ops.msg3d_fast_emulated
+    _library.require()
+    return torch.ops.msg3d_fast
+
+
+def _prepared(
+    backend: str, x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the arguments in the types that the backend takes on x's device, which autocast may have to change."""
+    operators(backend)
+    on_gpu = x.is_cuda or backend == "emulated"
+    if backend == "emulated" and x.device.type not in ("cpu", "meta"):
+        raise UserError(f"ms_g3d: x is on {x.device}; backend 'emulated' takes tensors on the CPU: use 'native'")
+    if x.is_cuda:
+        _library.require_cuda()
+    elif x.device.type not in ("cpu", "meta"):
+        raise UserError(
+            f"ms_g3d: x is on {x.device}; there are native kernels for CPUs and CUDA devices: move the model and its "
+            "input there, or use backend='reference'"
+        )
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        to = torch.get_autocast_dtype(device) if on_gpu else torch.float32
+        from_types = (torch.float16, torch.bfloat16, torch.float32)
+        x, A, weight, bias = (t.to(to) if t is not None and t.dtype in from_types else t for t in (x, A, weight, bias))
+    if x.dtype not in (_GPU_TYPES if on_gpu else _GPU_TYPES[:2]):
+        fix = "convert it with .float()" + ("" if on_gpu else ", or run under torch.autocast")
+        expected = "float32, float64, float16 or bfloat16" if on_gpu else "float32 or float64"
+        raise UserError(f"ms_g3d: x is {_name(x.dtype)}; expected {expected}: {fix}")
+    return x, A, weight, bias
+
+
+_GPU_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -218,23 +247,30 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, A, weight)
 
 
-def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    x, A, weight = ctx.saved_tensors
-    need_x, *needs = ctx.needs_input_grad[:4]
-    native = torch.ops.msg3d_fast
-    grad_x = native.ms_g3d_backward_input(gy, x, A, weight, *ctx.window) if need_x else None
-    grads = native.ms_g3d_backward_parameters(gy, x, A, weight, *ctx.window, *needs) if any(needs) else (None,) * 3
-    return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
-
-
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("ms_g3d: the native backend has no second derivatives; use backend='reference'")
 
 
+@cache
+def _register(namespace: str) -> None:
+    """Tell torch the shapes and gradients of a namespace's operators."""
+    native = getattr(torch.ops, namespace)
+
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, weight = ctx.saved_tensors
+        need_x, *needs = ctx.needs_input_grad[:4]
+        grad_x = native.ms_g3d_backward_input(gy, x, A, weight, *ctx.window) if need_x else None
+        grads = native.ms_g3d_backward_parameters(gy, x, A, weight, *ctx.window, *needs) if any(needs) else (None,) * 3
+        return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
+
+    torch.library.register_fake(f"{namespace}::ms_g3d", _fake)
+    torch.library.register_fake(f"{namespace}::ms_g3d_relu", _fake)
+    torch.library.register_fake(f"{namespace}::ms_g3d_backward_input", _fake_backward_input)
+    torch.library.register_fake(f"{namespace}::ms_g3d_backward_parameters", _fake_backward_parameters)
+    torch.library.register_autograd(f"{namespace}::ms_g3d", backward, setup_context=_save_inputs)
+    torch.library.register_autograd(f"{namespace}::ms_g3d_backward_input", _no_second_derivative)
+    torch.library.register_autograd(f"{namespace}::ms_g3d_backward_parameters", _no_second_derivative)
+
+
 if _library.available():
-    torch.library.register_fake("msg3d_fast::ms_g3d", _fake)
-    torch.library.register_fake("msg3d_fast::ms_g3d_backward_input", _fake_backward_input)
-    torch.library.register_fake("msg3d_fast::ms_g3d_backward_parameters", _fake_backward_parameters)
-    torch.library.register_autograd("msg3d_fast::ms_g3d", _backward, setup_context=_save_inputs)
-    torch.library.register_autograd("msg3d_fast::ms_g3d_backward_input", _no_second_derivative)
-    torch.library.register_autograd("msg3d_fast::ms_g3d_backward_parameters", _no_second_derivative)
+    _register("msg3d_fast")
