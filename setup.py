@@ -4,7 +4,7 @@ One stable-ABI binary for CPython 3.10 and torch 2.13 and later: host code with 
 CUDA code by an nvcc step that needs neither a GPU nor a CUDA build of torch. torch is looked at, never imported.
 
     MSG3D_CUDA=auto|0|1   auto: CUDA code if nvcc is found; 0: never; 1: a missing nvcc is an error
-    MSG3D_CUDA_ARCHS      "80;90": compute capabilities; default: all from 8.0 on that nvcc knows, and PTX of the newest
+    MSG3D_CUDA_ARCHS      "80;90": compute capabilities; default: all from 7.5 on that nvcc knows, and PTX of the newest
     CXX, MAX_JOBS         the compiler, and how many of them at once
 
 `python setup.py build_emulated` makes the backend "emulated" in msg3d_fast/: the CUDA kernels, run on the CPU.
@@ -104,15 +104,30 @@ def cuda_archs(nvcc: Path) -> list[str]:
             raise BuildError(f"MSG3D_CUDA_ARCHS is {wanted!r}; expected capabilities like '80;90'")
         return archs
     listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    return sorted({arch for arch in re.findall(r"sm_(\d+)\b", listing) if int(arch) >= 80}, key=int)
+    return sorted({arch for arch in re.findall(r"sm_(\d+)\b", listing) if int(arch) >= 75}, key=int)
+
+
+def targets(source: Path, archs: list[str]) -> list[str]:
+    """nvcc's words for what a file is compiled for. Tensor cores are used from 8.0 on; the plain path has no use for
+    more than one architecture of a generation, whose code runs on the generation's later ones."""
+    number = {arch: int(arch.rstrip("af")) for arch in archs}
+    if source.parent.name == "plain":
+        chosen = [
+            a for a in archs if not any(number[b] // 10 == number[a] // 10 and number[b] < number[a] for b in archs)
+        ]
+    elif source.parent.name == "simt":
+        chosen = archs
+    else:
+        chosen = [arch for arch in archs if number[arch] >= 80] or ["80"]
+    newest = max(chosen, key=lambda arch: int(arch.rstrip("af")))
+    words = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in chosen]
+    return [*words, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 def compile_steps(torch: Path, cxx: list[str], nvcc: Path | None, archs: list[str]) -> list[Step]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     torch_flags = [OLDEST_TORCH_FLAG, OLDEST_PYTHON_FLAG, *(["-DMSG3D_WITH_CUDA"] if nvcc else [])]
     torch_flags += [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_path('include')}"]
-    gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    gencode += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in archs[-1:]]
     steps = []
     for source in sorted((ROOT / "csrc").rglob("*.c*")):
         target = OBJECTS / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o")
@@ -123,7 +138,7 @@ def compile_steps(torch: Path, cxx: list[str], nvcc: Path | None, archs: list[st
             steps.append((source, target, [*cxx, *HOST_FLAGS, *flags]))
         elif source.suffix == ".cu" and nvcc:
             host = ["-ccbin", cxx[0], "-Xcompiler=-fPIC,-fvisibility=hidden"]
-            steps.append((source, target, [str(nvcc), "-std=c++17", "-O3", *host, *gencode]))
+            steps.append((source, target, [str(nvcc), "-std=c++17", "-O3", *host, *targets(source, archs)]))
     return steps
 
 

@@ -116,7 +116,7 @@ def require_cuda() -> None:
     require()
     if not _build_info().get("cuda_archs"):
         raise LibraryUnavailable(
-            f"this build of msg3d_fast has {_build_info().get('cuda', 'no CUDA')}: install it again where nvcc is found, "
+            f"this build of msg3d_fast has {_build_info().get('cuda', 'no CUDA')}: install it where nvcc is found, "
             "move the model and its input with .cpu(), or use backend='reference'"
         )
 

@@ -126,7 +126,17 @@ def test_default_cuda_targets_are_what_nvcc_knows(build: ModuleType, tmp_path: P
     nvcc = tmp_path / "nvcc"
     nvcc.write_text("#!/bin/sh\nprintf 'sm_75\\nsm_80\\nsm_100\\nsm_90\\n'\n")
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
-    assert build.cuda_archs(nvcc) == ["80", "90", "100"]
+    assert build.cuda_archs(nvcc) == ["75", "80", "90", "100"]
+
+
+def test_each_kernel_is_compiled_for_what_can_run_it(build: ModuleType) -> None:
+    found = commands(build, archs=["75", "80", "86", "90"])
+    codes = {
+        name: [w.partition("code=")[2] for w in words if w.startswith("-gencode")] for name, words in found.items()
+    }
+    assert codes["device.cu"] == ["sm_75", "sm_80", "sm_86", "sm_90", "compute_90"]
+    assert codes["windows.cu"] == ["sm_80", "sm_86", "sm_90", "compute_90"]
+    assert codes["gather.cu"] == ["sm_75", "sm_80", "sm_90", "compute_90"]
 
 
 def test_the_choice_of_cuda(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "../kernels/ms_g3d/cuda/backward/backward.h"
 #include "../kernels/ms_g3d/cuda/ms_g3d.h"
 #include "../kernels/ms_g3d/cuda/plain/plain.h"
 #include "../kernels/simt/device.h"
@@ -101,6 +102,27 @@ class Workspace {
   Tensor tensor_;
 };
 
+ms_g3d::cuda::Pointers pointers(const Tensor& x, const Tensor& A, const Tensor& weight, const void* bias) {
+  return {x.const_data_ptr(),
+          A.const_data_ptr(),
+          nullptr,
+          weight.const_data_ptr(),
+          bias,
+          {A.stride(0), A.stride(1), A.stride(2)},
+          {weight.stride(0), weight.stride(1), weight.stride(2)}};
+}
+
+ms_g3d::plain::Pointers plain_pointers(const Tensor& x, const Tensor& A, const Tensor& weight, const void* bias,
+                                       const void* gy) {
+  return {x.const_data_ptr(),
+          A.const_data_ptr(),
+          weight.const_data_ptr(),
+          bias,
+          gy,
+          {A.stride(0), A.stride(1), A.stride(2)},
+          {weight.stride(0), weight.stride(1), weight.stride(2)}};
+}
+
 Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                int64_t window_size, int64_t window_stride, int64_t window_dilation, bool relu) {
   const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
@@ -113,37 +135,15 @@ Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std
   const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
   const ms_g3d::cuda::ForwardPlan plan = ms_g3d::cuda::plan_forward(p, type, limits_of(device));
   if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
-    const ms_g3d::plain::Pointers in{dense_x.const_data_ptr(),
-                                     A.const_data_ptr(),
-                                     weight.const_data_ptr(),
-                                     bias_data,
-                                     nullptr,
-                                     {A.stride(0), A.stride(1), A.stride(2)},
-                                     {weight.stride(0), weight.stride(1), weight.stride(2)}};
+    const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
     launched(ms_g3d::plain::forward(p, type, in, relu, y.mutable_data_ptr(), device.stream()), "the forward pass");
     return y;
   }
-  const ms_g3d::cuda::Pointers in{dense_x.const_data_ptr(),
-                                  A.const_data_ptr(),
-                                  nullptr,
-                                  weight.const_data_ptr(),
-                                  bias_data,
-                                  {A.stride(0), A.stride(1), A.stride(2)},
-                                  {weight.stride(0), weight.stride(1), weight.stride(2)}};
+  const auto in = pointers(dense_x, A, weight, bias_data);
   const Workspace workspace(x, plan.workspace_bytes);
   launched(ms_g3d::cuda::forward(p, type, plan, in, relu, y.mutable_data_ptr(), workspace.get(), device.stream()),
            "the forward pass");
   return y;
-}
-
-ms_g3d::plain::Pointers backward_pointers(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight) {
-  return {x.const_data_ptr(),
-          A.const_data_ptr(),
-          weight.const_data_ptr(),
-          nullptr,
-          gy.const_data_ptr(),
-          {A.stride(0), A.stride(1), A.stride(2)},
-          {weight.stride(0), weight.stride(1), weight.stride(2)}};
 }
 
 }  // namespace
@@ -158,6 +158,38 @@ Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const
   return forward(x, A, weight, bias, window_size, window_stride, window_dilation, true);
 }
 
+bool ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
+                     bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+  const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
+  check(fold.dim() == 3 && fold.size(1) == p.O && fold.size(2) == p.window, "fold has shape ", shape_of(fold),
+        "; expected (channels, ", p.O, ", ", p.window, "), the weight that folds the slots of a window into one");
+  check(out.dim() == 4 && out.size(0) == p.N && out.size(1) == fold.size(0) && out.size(2) == p.windows() &&
+            out.size(3) == p.V && is_channels_last(out),
+        "out has shape ", shape_of(out), "; expected (", p.N, ", ", fold.size(0), ", ", p.windows(), ", ", p.V,
+        "), channels_last");
+  check(fold.scalar_type() == x.scalar_type() && out.scalar_type() == x.scalar_type() &&
+            (!fold_bias || (fold_bias->scalar_type() == x.scalar_type() && fold_bias->is_contiguous())),
+        "fold, its bias and out must have the type of x");
+  const OnDevice device(x);
+  const Type type = type_of(x);
+  const auto plan = ms_g3d::cuda::plan_forward(p, type, limits_of(device), fold.size(0));
+  if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) return false;
+  if (p.N == 0) return true;
+  const Tensor dense_x = activation(x);
+  const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  const auto in = pointers(dense_x, A, weight, dense_bias ? dense_bias->const_data_ptr() : nullptr);
+  const ms_g3d::cuda::Collapse collapse{fold.const_data_ptr(),
+                                        fold_bias ? fold_bias->const_data_ptr() : nullptr,
+                                        {fold.stride(0), fold.stride(1), fold.stride(2)},
+                                        accumulate};
+  const Workspace workspace(x, plan.workspace_bytes);
+  launched(ms_g3d::cuda::forward(p, type, plan, in, relu, out.mutable_data_ptr(), workspace.get(), device.stream(),
+                                 &collapse),
+           "the forward pass with the collapse");
+  return true;
+}
+
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
                              int64_t window_size, int64_t window_stride, int64_t window_dilation) {
   const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
@@ -166,9 +198,18 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
   const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});
   if (p.N == 0) return grad_x;
   const Tensor dense_gy = activation(gy);
-  const auto in = backward_pointers(dense_gy, x, A, weight);
-  launched(ms_g3d::plain::backward_input(p, type_of(x), in, grad_x.mutable_data_ptr(), device.stream()),
-           "the backward pass for x");
+  const Type type = type_of(x);
+  const auto plan = ms_g3d::cuda::plan_backward(p, type, limits_of(device));
+  int status;
+  if (plan.input_refused.empty()) {
+    const Workspace workspace(x, plan.input_workspace_bytes);
+    status = ms_g3d::cuda::grad_input(p, type, plan, pointers(x, A, weight, nullptr), dense_gy.const_data_ptr(),
+                                      grad_x.mutable_data_ptr(), workspace.get(), device.stream());
+  } else {
+    const auto in = plain_pointers(x, A, weight, nullptr, dense_gy.const_data_ptr());
+    status = ms_g3d::plain::backward_input(p, type, in, grad_x.mutable_data_ptr(), device.stream());
+  }
+  launched(status, "the backward pass for x");
   return grad_x;
 }
 
@@ -186,13 +227,25 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
   const Tensor grad_weight = output(need_weight, {p.O, p.K, p.C}), grad_bias = output(need_bias, {p.O});
   const auto data = [](bool needed, const Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
   const Tensor dense_x = activation(x), dense_gy = activation(gy);
-  const auto plan = ms_g3d::plain::plan_parameters(p, type_of(x), need_A, need_weight, need_bias);
-  const Workspace workspace(x, plan.workspace_bytes);
-  const auto in = backward_pointers(dense_gy, dense_x, A, weight);
-  launched(
-      ms_g3d::plain::backward_parameters(p, type_of(x), in, plan, workspace.get(), data(need_A, grad_A),
-                                         data(need_weight, grad_weight), data(need_bias, grad_bias), device.stream()),
-      "the backward pass for the parameters");
+  const Type type = type_of(x);
+  const auto tensor_cores = ms_g3d::cuda::plan_backward(p, type, limits_of(device));
+  const bool by_tensor_cores = tensor_cores.parameters_refused.empty() && p.N > 0 && (need_A || need_weight);
+  const auto plain =
+      ms_g3d::plain::plan_parameters(p, type, need_A && !by_tensor_cores, need_weight && !by_tensor_cores, need_bias);
+  const Workspace workspace(x, std::max(plain.workspace_bytes, tensor_cores.parameters_workspace_bytes));
+  int status = 0;
+  if (by_tensor_cores) {
+    const ms_g3d::cuda::Gradients out{data(need_A, grad_A), data(need_weight, grad_weight), type};
+    status = ms_g3d::cuda::grad_parameters(p, type, tensor_cores, pointers(dense_x, A, weight, nullptr),
+                                           dense_gy.const_data_ptr(), out, workspace.get(), device.stream());
+  }
+  if (!status) {
+    status = ms_g3d::plain::backward_parameters(
+        p, type, plain_pointers(dense_x, A, weight, nullptr, dense_gy.const_data_ptr()), plain, workspace.get(),
+        data(need_A && !by_tensor_cores, grad_A), data(need_weight && !by_tensor_cores, grad_weight),
+        data(need_bias, grad_bias), device.stream());
+  }
+  launched(status, "the backward pass for the parameters");
   return {grad_A, grad_weight, grad_bias};
 }
 

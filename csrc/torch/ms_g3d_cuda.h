@@ -20,6 +20,13 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
 Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                    int64_t window_size, int64_t window_stride, int64_t window_dilation);
 
+// Writes (or adds, with `accumulate`) into out (N, channels, T_out, V) what folds relu(ms_g3d(...)) over the slots of a
+// window: sum_w fold[:, :, w] y[w] + fold_bias, and a ReLU of all that with `relu`. False, and nothing was written,
+// where no kernel does all of it for these sizes and types.
+bool ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
+                     bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation);
+
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
                              int64_t window_size, int64_t window_stride, int64_t window_dilation);
 

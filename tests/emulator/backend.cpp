@@ -48,6 +48,9 @@ STABLE_TORCH_LIBRARY(msg3d_fast_emulated, m) {
       "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
       " int window_dilation) -> Tensor");
   m.def(
+      "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
+      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation) -> bool");
+  m.def(
       "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation) -> Tensor");
   m.def(
@@ -62,6 +65,7 @@ STABLE_TORCH_LIBRARY(msg3d_fast_emulated, m) {
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast_emulated, CPU, m) {
   m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
   m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
+  m.impl("ms_g3d_collapse", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_collapse));
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_parameters));
 }
