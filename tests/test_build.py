@@ -132,7 +132,7 @@ def test_default_cuda_targets_are_what_nvcc_knows(build: ModuleType, tmp_path: P
 def test_each_kernel_is_compiled_for_what_can_run_it(build: ModuleType) -> None:
     found = commands(build, archs=["75", "80", "86", "90"])
     codes = {
-        name: [w.partition("code=")[2] for w in words if w.startswith("-gencode")] for name, words in found.items()
+        name: [w.rpartition("code=")[2] for w in words if w.startswith("-gencode")] for name, words in found.items()
     }
     assert codes["device.cu"] == ["sm_75", "sm_80", "sm_86", "sm_90", "compute_90"]
     assert codes["windows.cu"] == ["sm_80", "sm_86", "sm_90", "compute_90"]
