@@ -12,6 +12,8 @@ import io
 import os
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,12 @@ _INERT_NAMES = (
 def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The dict in a file that `torch.save` or `save_file` wrote, on the CPU; code in the file is refused, never run.
 
-    What mmengine keeps beside the weights comes back as inert stand-ins.
+    What mmengine keeps beside the weights comes back as inert stand-ins. Every record is held against the checksum
+    that `torch.save` stored with it, which `torch.load` does not look at.
 
     Raises:
-        UserError: no such file, an empty, truncated or foreign one, one that asks for code, or one that holds no dict.
+        UserError: no such file, an empty, truncated, damaged or foreign one, one that asks for code, or one that holds
+            no dict.
     """
     path = Path(path)
 
@@ -69,6 +73,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         if not path.stat().st_size:
             raise UserError(f"checkpoint {path} is empty; copy or save it again")
+        _check_sums(path)
         try:
             found = load()
         except OSError:
@@ -91,6 +96,22 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"checkpoint {path} holds a {type(found).__name__}, expected a dict; save model.state_dict()")
     return found
+
+
+def _check_sums(path: Path) -> None:
+    """Raise UserError where a record of a zip file is not what was written; other files have no checksums."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}); copy or save it again") from error
+    if damaged is not None:
+        raise UserError(
+            f"checkpoint {path} is damaged: its record {damaged} does not have the checksum that was written with it; "
+            "copy or save it again"
+        )
 
 
 def save_file(content: Any, path: str | os.PathLike[str]) -> None:

@@ -72,6 +72,33 @@ def test_our_file_builds_the_same_model(tmp_path: Path, arguments: dict) -> None
     assert torch.equal(again(x), model(x))
 
 
+def test_a_flipped_bit_is_found_and_named(tmp_path: Path) -> None:
+    model, path = lived_in(), tmp_path / "a.ckpt"
+    save_checkpoint(model, path)
+    whole, state = path.read_bytes(), model.state_dict()
+    weights = state["cls_head.fc.weight"].numpy().tobytes()
+    rng = np.random.default_rng(0)
+    inside = whole.index(weights) + len(weights) // 2
+    found = 0
+    for position in (inside, *rng.integers(0, len(whole), 60).tolist()):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        message = damage(path, state)
+        found += bool(message)
+        assert not message or str(path) in message
+        assert position != inside or "its record" in message
+    assert found > 40
+
+
+def damage(path: Path, state: dict[str, Tensor]) -> str:
+    """What is said about the file, which must else hold `state`: its padding and its dates mean nothing."""
+    try:
+        again = load_file(path)["state_dict"]
+    except UserError as error:
+        return str(error)
+    assert same(dict(again), dict(state))
+    return ""
+
+
 def test_double_precision_survives(tmp_path: Path) -> None:
     model = lived_in().double()
     save_checkpoint(model, tmp_path / "a.ckpt")
