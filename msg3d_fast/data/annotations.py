@@ -3,6 +3,8 @@
 {"split": {name: [id, ...]}, "annotations": [clip, ...]}    or the list of clips alone
 clip = {"frame_dir": id, "label": int, "total_frames": T, "keypoint": (M, T, V, C),
         2-D: "keypoint_score": (M, T, V), "img_shape": (h, w)}
+
+In a multi-label file, labels are lists of class numbers.
 """
 
 from collections import Counter
@@ -46,10 +48,12 @@ def read_annotations(
     key = "filename" if isinstance(clips[0], dict) and "filename" in clips[0] else "frame_dir"
     shapes = Counter(shape for clip in clips if (shape := _joints_and_channels(clip)) is not None)
     usual = shapes.most_common(1)[0][0] if shapes else ()
+    listed = [isinstance(clip, dict) and _is_listed(clip.get("label")) for clip in clips]
+    several = 2 * sum(listed) > len(clips)
     usable, poses = [], []
     for i, clip in enumerate(clips):
         try:
-            label, pose, image = _label(clip), _pose(clip, usual), _image_shape(clip)
+            label, pose, image = _label(clip, several), _pose(clip, usual), _image_shape(clip)
         except _BadClip as reason:
             name = _text(clip.get(key, i) if isinstance(clip, dict) else i)
             if skipped is None:
@@ -128,10 +132,21 @@ def _pose(clip: dict, usual: tuple[int, ...]) -> np.ndarray:
     return x if x.dtype in (np.float16, np.float32) else x.astype(np.float32)
 
 
-def _label(clip: Any) -> int:
+def _is_listed(label: Any) -> bool:
+    return isinstance(label, list | tuple | set | frozenset) or (isinstance(label, Array) and label.value.ndim == 1)
+
+
+def _label(clip: Any, several: bool) -> int | list[int]:
+    """A class number, or in a multi-label file the list of them."""
     if not isinstance(clip, dict):
         raise _BadClip(f"is a {type(clip).__name__}, expected a dict")
     label = clip.get("label")
+    if several and _is_listed(label):
+        return [_class(one) for one in (label.value.tolist() if isinstance(label, Array) else label)]
+    return [_class(label)] if several else _class(label)
+
+
+def _class(label: Any) -> int:
     if isinstance(label, bool) or not isinstance(label, int):
         raise _BadClip(f"label is {_shown(label)}, expected one class number")
     if not 0 <= label < 1 << 20:
@@ -166,7 +181,7 @@ def _clip_set(
     total_frames = np.array([x.shape[1] for x in poses])
     keypoint = np.concatenate([x.reshape(-1, joints, width) for x in poses])
     frame_dir = np.array([clip["frame_dir"] for clip in clips])
-    label = np.array([clip["label"] for clip in clips])
+    label = _label_array([clip["label"] for clip in clips])
     known, notes, masks = set(frame_dir.tolist()), [], {}
     for name, ids in splits.items():
         if not isinstance(ids, list | tuple | set | frozenset):
@@ -183,7 +198,7 @@ def _clip_set(
         total_frames=total_frames,
         label=label,
         frame_dir=frame_dir,
-        label_names=tuple(str(c) for c in range(int(label.max()) + 1)),
+        label_names=tuple(str(c) for c in range(label.shape[1] if label.ndim == 2 else int(label.max()) + 1)),
         layout=skeleton,
         splits=masks,
         channels=channels,
@@ -191,3 +206,16 @@ def _clip_set(
         notes=tuple(notes),
         name=str(path),
     )
+
+
+def _label_array(labels: list[Any]) -> np.ndarray:
+    """Class numbers (N,), or zeros and ones (N, classes) for lists of them."""
+    if not isinstance(labels[0], list):
+        return np.array(labels)
+    classes = 1 + max((max(several) for several in labels if several), default=0)
+    if classes * len(labels) > 1 << 32:
+        raise UserError(f"labels up to {classes - 1} for {len(labels)} clips; number the classes from 0 without gaps")
+    label = np.zeros((len(labels), classes), np.uint8)
+    for row, several in zip(label, labels, strict=True):
+        row[several] = 1
+    return label

@@ -18,7 +18,8 @@ class ClipSet(Ragged):
     """N labelled clips of one skeleton; `keypoint`, `num_person`, `total_frames` and `offsets` as in `Ragged`.
 
     Args:
-        label: int64 (N,), class of each clip, 0 to num_classes - 1.
+        label: int64 (N,), class of each clip, 0 to num_classes - 1; or, where a clip may have several or none, uint8
+            (N, num_classes) of zeros and ones.
         frame_dir: str (N,), id of each clip.
         label_names: one name per class.
         layout: the skeleton, V joints.
@@ -46,7 +47,8 @@ class ClipSet(Ragged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "label", np.asarray(self.label, np.int64))
+        label = np.asarray(self.label)
+        object.__setattr__(self, "label", label.astype(np.uint8 if label.ndim == 2 else np.int64, copy=False))
         self._check()
 
     def _check(self) -> None:
@@ -74,6 +76,14 @@ class ClipSet(Ragged):
         if num and (self.offsets.min() < 0 or (self.offsets + self.num_rows).max() > shape[0]):
             rows = (self.offsets + self.num_rows).max()
             raise self._error(f"clips need {rows} rows of num_person * total_frames, keypoint has {shape[0]}")
+        if self.multi_label:
+            if self.label.shape[1] != self.num_classes or (num and self.label.max() > 1):
+                shape, top = self.label.shape, self.label.max(initial=0)
+                raise self._error(
+                    f"label is a {shape} array of numbers up to {top}, expected zeros and ones ({num}, "
+                    f"{self.num_classes}), one column for each class"
+                )
+            return
         bad = np.flatnonzero((self.label < 0) | (self.label >= self.num_classes))
         if len(bad):
             raise self._error(
@@ -87,6 +97,11 @@ class ClipSet(Ragged):
     @property
     def num_classes(self) -> int:
         return len(self.label_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several classes or none."""
+        return self.label.ndim == 2
 
     def subset(self, which: str | np.ndarray) -> "ClipSet":
         """The clips of a split (by name), of a bool mask or of an index array; shares `keypoint`.
