@@ -9,13 +9,11 @@ Centring runs in the file's float type, rotations in float64. Upstream stops at 
 person is found among all, and two give upstream's result.
 """
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from ..graph import Layout
+from . import libm
 from .half import subtract, widen
 from .normalize import Normalization, hide, per_row
 from .ragged import Ragged
@@ -128,11 +126,11 @@ def rotation_onto(v: np.ndarray, unit: tuple[int, int, int]) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):  # vectors and axes of length 0 are dealt with below
         direction = v / np.sqrt(_dot(v))[:, None]
         along = np.clip(direction[:, unit.index(1)].astype(np.float64), -1, 1)
-        angle = np.where(np.abs(v).sum(1) < 1e-6, 0.0, _libm(math.acos, along))
+        angle = np.where(np.abs(v).sum(1) < 1e-6, 0.0, libm.arccos(along))
         still = (np.abs(axis).sum(1) < 1e-6) | (np.abs(angle) < 1e-6)
         axis = axis / np.sqrt(_dot(axis))[:, None]
-    a = _libm(math.cos, angle / 2.0)
-    b, c, d = (-axis * _libm(math.sin, angle / 2.0)[:, None]).T
+    a = libm.cos(angle / 2.0)
+    b, c, d = (-axis * libm.sin(angle / 2.0)[:, None]).T
     aa, bb, cc, dd = a * a, b * b, c * c, d * d
     bc, ad, ac, ab, bd, cd = b * c, a * d, a * c, a * b, b * d, c * d
     turn = np.stack(
@@ -145,11 +143,6 @@ def rotation_onto(v: np.ndarray, unit: tuple[int, int, int]) -> np.ndarray:
     )
     turn[still] = np.eye(3)
     return turn
-
-
-def _libm(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
-    """The C library's function of every value: numpy's own depends on the processor in the last bit."""
-    return np.array([function(value) for value in values.tolist()], np.float64)
 
 
 def _dot(v: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..graph import Layout
+from . import libm
 from .draws import Draws
 
 
@@ -90,12 +91,12 @@ def random_rotate(x: np.ndarray, theta: float, draws: Draws, symmetric: bool = F
 
 
 def _turn_2d(angle: np.ndarray) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = libm.cos(angle), libm.sin(angle)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 
 def _turn_3d(angle: np.ndarray) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = libm.cos(angle), libm.sin(angle)
     one, zero = np.ones(len(angle)), np.zeros(len(angle))
 
     def matrix(*entries: np.ndarray) -> np.ndarray:

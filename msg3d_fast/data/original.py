@@ -6,6 +6,7 @@ Source: MS-G3D `data_gen/preprocess.py`, `feeders/tools.py`.
 
 import numpy as np
 
+from . import libm
 from .align import XAXIS, ZAXIS, rotate, rotation_onto
 from .draws import Draws
 
@@ -59,7 +60,7 @@ def random_move(data: np.ndarray, draws: Draws) -> np.ndarray:
     angle, scale, right, up = (path(candidates) for candidates in (_ANGLES, _SCALES, _MOVES, _MOVES))
     angle = angle * np.pi / 180
     x, y = data[:, 0].astype(np.float64), data[:, 1].astype(np.float64)
-    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    cos, sin = libm.cos(angle) * scale, libm.sin(angle) * scale
     out = data.copy()
     out[:, 0] = cos * x + -sin * y + right
     out[:, 1] = sin * x + cos * y + up
