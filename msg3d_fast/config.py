@@ -66,7 +66,9 @@ class DataConfig:
     normalize: Literal["auto", "2d", "3d", "box", "none"] = option(
         "auto", "by image size, body axes or clip box; auto: what the data allow"
     )
-    semantics: Literal["mmaction2", "pyskl"] = option("mmaction2", "whose normalisation where upstreams differ")
+    semantics: Literal["mmaction2", "pyskl", "original"] = option(
+        "mmaction2", "whose normalisation where upstreams differ; original: whole clips, padded to clip_len"
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
