@@ -101,13 +101,28 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command = verb(
         "test",
         _test,
-        "Test a checkpoint: metrics.json, scores.npz and confusion.png in the run folder.",
+        "Test a checkpoint: metrics, scores by id, confusion matrix, per-class table, worst clips in the run folder.",
         "msg3d-fast test --run-dir runs/quickstart --test.num_clips=1",
         settings,
     )
     command.add_argument("--config", metavar="NAME|FILE", help="default: config.yaml of the run folder")
     command.add_argument("--checkpoint", metavar="FILE", help="any upstream's or ours; default: the run folder's")
     _run_dir(command)
+    command = verb(
+        "ensemble",
+        _ensemble,
+        "Fuse the scores of several streams or runs, joined by sample id, and report as a test does.",
+        "msg3d-fast ensemble runs/j runs/b runs/jm runs/bm --out runs/four",
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="scores.npz, run folder, or an upstream's pickle")
+    command.add_argument("--weights", nargs="+", type=float, metavar="W", help="default: equal; 2 2 1 1 for four")
+    command.add_argument(
+        "--tune", nargs="+", default=[], metavar="FILE", help="search the weights on these scores of a validation split"
+    )
+    command.add_argument("--average", default="prob", choices=("prob", "score"), help="add probabilities, or logits")
+    command.add_argument("--data", metavar="FILE", help="data set with the ids and labels that upstreams' files lack")
+    command.add_argument("--split", metavar="NAME", help="split of it that was tested")
+    command.add_argument("--out", default="runs/ensemble", metavar="DIR", help="default: runs/ensemble")
     command = verb(
         "prepare",
         _prepare,
@@ -179,7 +194,7 @@ def _test(options: argparse.Namespace) -> None:
     metrics = evaluation.evaluate(config, folder, options.checkpoint)
     if distributed.rank() == 0:
         _say_metrics(metrics)
-        print(f"wrote {folder}: confusion.png, metrics.json, scores.npz")
+        print(f"wrote {folder}: confusion.png, metrics.json, per_class.csv, scores.npz, worst_clips.csv")
     distributed.stop()
 
 
@@ -187,6 +202,31 @@ def _say_metrics(metrics: dict[str, Any]) -> None:
     print(
         f"test: {metrics['num_samples']} samples x {metrics['num_clips']} clips, top-1 {metrics['top1']:.4f}, "
         f"top-5 {metrics['top5']:.4f}, mean class {metrics['mean_class']:.4f}, {metrics['seconds']:.1f} s"
+    )
+
+
+def _ensemble(options: argparse.Namespace) -> None:
+    from .ensemble import ensemble
+
+    metrics = ensemble(
+        options.files,
+        options.out,
+        weights=options.weights,
+        tune=options.tune,
+        average=options.average,
+        data_path=options.data,
+        split=options.split,
+    )
+    for one in metrics["members"]:
+        stream = f" ({one['stream']})" if one["stream"] else ""
+        print(f"top-1 {one['top1']:.4f}  weight {one['weight']:g}  {one['file']}{stream}")
+    if metrics.get("tuned_on_reported"):
+        number = f"{metrics['tuned_on_reported']} of {metrics['num_samples']}"
+        print(f"note: the weights were chosen on {number} of the reported samples: the accuracy below is optimistic")
+    print(
+        f"fusion: {metrics['num_samples']} samples, top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, mean "
+        f"class {metrics['mean_class']:.4f}\nwrote {options.out}: confusion.png, metrics.json, per_class.csv, "
+        "scores.npz, worst_clips.csv"
     )
 
 

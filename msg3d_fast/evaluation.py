@@ -4,10 +4,11 @@ Metrics are functions of NumPy arrays, with MMAction2's definitions: scores (N, 
 (N,) class indices, or (N, classes) zeros and ones for the multi-label ones. Means over no element are 0.
 """
 
+import csv
 import io
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,95 @@ def metrics_of(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"top1": top1, "top5": top5, "mean_class": mean_class_accuracy(scores, labels), "loss": float(loss)}
 
 
+def per_class_table(scores: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> str:
+    """CSV, one line per class: samples, correct ones, recall, precision, and the class it is most often taken for."""
+    matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
+    wrong = matrix - np.diag(np.diag(matrix))
+    rows = []
+    for i, (samples, predicted, hits) in enumerate(zip(matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=True)):
+        other = int(wrong[i].argmax())
+        mistaken = (_class_name(names, other), wrong[i, other]) if wrong[i, other] else ("", "")
+        recall, precision = (f"{hits / count:.4f}" if count else "" for count in (samples, predicted))
+        rows.append((i, _class_name(names, i), samples, hits, recall, predicted, precision, *mistaken))
+    header = ("class", "name", "samples", "correct", "recall", "predicted", "precision", "mistaken_for", "times")
+    return csv_text(header, rows)
+
+
+def worst_clips(
+    ids: Sequence[str], scores: np.ndarray, labels: np.ndarray, names: Sequence[str] = (), count: int = 100
+) -> str:
+    """CSV of the `count` clips whose own class has the lowest probability, lowest first."""
+    own = scores[np.arange(len(labels)), labels]
+    order, predicted = np.argsort(own, kind="stable")[:count], scores.argmax(axis=1)
+    rows = [
+        (
+            ids[i],
+            _class_name(names, labels[i]),
+            f"{own[i]:.4f}",
+            _class_name(names, predicted[i]),
+            f"{scores[i, predicted[i]]:.4f}",
+        )
+        for i in order
+    ]
+    return csv_text(("id", "true", "probability", "predicted", "its_probability"), rows)
+
+
+def _class_name(names: Sequence[str], number: int) -> str:
+    return str(names[number]) if number < len(names) else str(number)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV text."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def write_report(
+    folder: RunFolder,
+    ids: Sequence[str] | np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    metrics: Mapping[str, Any],
+    stream: str = "",
+) -> None:
+    """Writes what a test leaves in its folder, metrics.json last.
+
+    scores.npz (`ids`, `scores`, `labels`, `confusion`, `label_names`, `stream`), confusion.png, per_class.csv,
+    worst_clips.csv and metrics.json.
+
+    Args:
+        folder: locked run folder.
+        ids: (N,) names of the samples.
+        scores: probabilities (N, classes).
+        labels: int (N,).
+        names: of the classes.
+        metrics: content of metrics.json.
+        stream: "j", "b", "jm" or "bm", where the scores are one stream's.
+    """
+    matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        ids=np.asarray(ids),
+        scores=scores.astype(np.float32),
+        labels=labels,
+        confusion=matrix,
+        label_names=np.asarray(names),
+        stream=np.asarray(stream),
+    )
+    folder.write("scores.npz", buffer.getvalue())
+    folder.write("confusion.png", visualize.confusion_figure(matrix, names))
+    folder.write("per_class.csv", per_class_table(scores, labels, names))
+    folder.write("worst_clips.csv", worst_clips(ids, scores, labels, names))
+    folder.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
 def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: TestConfig) -> dict[str, Any]:
-    """Scores every sample, writes metrics.json, scores.npz and confusion.png, and returns the metrics.
+    """Scores every sample, writes the report (see `write_report`) and returns the metrics.
 
     Args:
         model: network, on the device to use.
@@ -174,19 +262,7 @@ def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: Tes
         "seconds": round(time.monotonic() - start, 2),
     }
     if folder.writes:
-        matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            ids=np.asarray(clips.frame_dir),
-            scores=scores.astype(np.float32),
-            labels=labels,
-            confusion=matrix,
-            label_names=np.asarray(clips.label_names),
-        )
-        folder.write("scores.npz", buffer.getvalue())
-        folder.write("confusion.png", visualize.confusion_figure(matrix, clips.label_names))
-        folder.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_report(folder, clips.frame_dir, scores, labels, clips.label_names, metrics, pipeline.stream)
     return metrics
 
 
@@ -195,7 +271,7 @@ def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None 
 
     Args:
         config: data, test and device settings; the network is the checkpoint's.
-        run_dir: where metrics.json, scores.npz and confusion.png go.
+        run_dir: where the report goes.
         checkpoint: of any of the upstreams or ours; by default the run folder's that `test.checkpoint` names.
 
     Raises:

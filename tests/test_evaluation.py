@@ -1,5 +1,7 @@
 """Metrics against upstream's numbers, and scores that do not depend on how they are computed."""
 
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -75,3 +77,24 @@ def test_learning_rate_schedule(golden: dict[str, np.ndarray]) -> None:
     steps = int(np.prod(golden["cosine_epochs_iters"]))
     ours = [cosine_lr(0.1, step, steps) for step in range(steps)]
     np.testing.assert_allclose(ours, golden["cosine_lr"], rtol=1e-9)
+
+
+def test_per_class_table_and_worst_clips() -> None:
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0], [0.6, 0.4, 0.0]])
+    labels = np.array([0, 0, 1, 1])
+    table = list(csv.DictReader(io.StringIO(E.per_class_table(scores, labels, ["sit", "stand"]))))
+    assert [row["name"] for row in table] == ["sit", "stand", "2"]
+    assert (table[0]["samples"], table[0]["correct"], table[0]["recall"], table[0]["precision"]) == (
+        "2",
+        "1",
+        "0.5000",
+        "0.5000",
+    )
+    assert (table[0]["mistaken_for"], table[0]["times"]) == ("stand", "1")
+    assert (table[2]["samples"], table[2]["recall"], table[2]["mistaken_for"]) == ("0", "", "")
+    worst = list(csv.DictReader(io.StringIO(E.worst_clips(list("abcd"), scores, labels, ["sit", "stand"], count=2))))
+    assert [(row["id"], row["true"], row["predicted"]) for row in worst] == [
+        ("b", "sit", "stand"),
+        ("d", "stand", "sit"),
+    ]
+    assert (worst[0]["probability"], worst[0]["its_probability"]) == ("0.2000", "0.8000")

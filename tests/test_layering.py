@@ -36,10 +36,12 @@ MAY_IMPORT = {
     "baselines": DATA,
     "experiment": MODEL | DATA | {"config"},
     "evaluation": RUN - {"training"},
+    "score_files": DATA,
+    "ensemble": DATA | {"evaluation", "run_folder", "score_files"},
     "training": RUN,
     "quickstart": RUN,
     "doctor": RUN,
-    "cli": RUN | {"doctor", "quickstart", "__init__"},
+    "cli": RUN | {"doctor", "ensemble", "quickstart", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 

@@ -27,6 +27,8 @@ FILES = {
     "scores.npz",
     "curves.png",
     "confusion.png",
+    "per_class.csv",
+    "worst_clips.csv",
 }
 
 

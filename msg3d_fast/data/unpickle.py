@@ -8,7 +8,7 @@ Python's own reader written in Python is used, since damaged files can make the 
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -120,12 +120,13 @@ class _File:
 
 class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    allowed: Mapping[tuple[str, str], Callable[..., Any]] = _ALLOWED
 
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in self.allowed:
             raise Refused(f"{module}.{name}"[:120])
-        return _ALLOWED[module, name]
+        return self.allowed[module, name]
 
     def load_build(self) -> None:
         # Without this, a pickle could set attributes of the functions and classes in the table.
@@ -142,15 +143,21 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, also: Mapping[tuple[str, str], Callable[..., Any]] | None = None) -> Any:
     """The object in a pickle file, made of dict, list, tuple, set, str, bytes, numbers, None and `Array`.
+
+    Args:
+        path: the file.
+        also: further names that the pickle may ask for, and the stand-ins that check what they are called with.
 
     Raises:
         UserError: the file asks for anything else (then nothing of it has run), or is cut off or damaged.
     """
     try:
         with path.open("rb") as file:
-            return _Unpickler(_File(file, path.stat().st_size), encoding="latin1").load()
+            unpickler = _Unpickler(_File(file, path.stat().st_size), encoding="latin1")
+            unpickler.allowed = {**_ALLOWED, **(also or {})}
+            return unpickler.load()
     except Refused as error:
         raise UserError(
             f"{path}: refused, nothing was run: the pickle asks for {error}; plain data need no such thing, so get the "
