@@ -53,6 +53,7 @@ class AugmentConfig:
     scale: float = option(0.0, "largest relative change of each coordinate", at_least=0, at_most=1)
     noise: float = option(0.0, "standard deviation, as a part of the diagonal of the skeleton's box", at_least=0)
     flip: float = option(0.0, "probability of mirroring", at_least=0, at_most=1)
+    crop: float = option(1.0, "smallest part of a sample that a training clip is drawn from", at_least=0, at_most=1)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from msg3d_fast.data.sampling import sample_for_test, uniform_sample
 from msg3d_fast.data.streams import STREAMS
 from msg3d_fast.errors import UserError
 
-AUGMENT = Augment(rotate=0.3, scale=0.2, noise=0.01, flip=0.5)
+AUGMENT = Augment(rotate=0.3, scale=0.2, noise=0.01, flip=0.5, crop=0.7)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,19 @@ def test_rotation_keeps_lengths_and_scaling_its_range() -> None:
     scaled = Pipeline(clips, clip_len=9, augment=Augment(scale=0.2)).batch(np.arange(12))[0]
     ratio = (scaled / plain)[plain.abs() > 1e-3]
     assert 0.8 - 1e-4 < ratio.min() < 1 < ratio.max() < 1.2 + 1e-4
+
+
+def test_a_crop_draws_from_a_part_of_the_sample_anywhere_in_it() -> None:
+    total = np.full(400, 100)
+    frames = uniform_sample(total, 10, 1, PhiloxDraws(0, 0, np.arange(400), 0), p_interval=(0.3, 0.5))[:, 0]
+    span = np.ptp(frames, axis=1) + 1
+    assert span.max() <= 50
+    assert span.min() >= 0.3 * 100 - 5  # a frame of the first and one of the last of ten segments
+    assert frames.min() < 5
+    assert frames.max() > 94
+    assert (np.diff(frames, axis=1) > 0).all()
+    everywhere = uniform_sample(np.array([1, 2]), 4, 1, PhiloxDraws(0, 0, np.arange(2), 0), p_interval=(0.0, 1.0))
+    assert set(everywhere.reshape(-1)) <= {0, 1}
 
 
 @pytest.mark.parametrize("stream", STREAMS)

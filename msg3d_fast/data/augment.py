@@ -30,17 +30,20 @@ class Augment:
         scale: largest relative change of each coordinate.
         noise: standard deviation, as a part of the diagonal of the skeleton's bounding box.
         flip: probability of mirroring.
+        crop: smallest part of a sample that a clip is drawn from; 1 draws from the whole. Done by the sampling.
     """
 
     rotate: float = 0.0
     scale: float = 0.0
     noise: float = 0.0
     flip: float = 0.0
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rotate", "scale", "noise", "flip"):
-            if getattr(self, name) < 0 or (name == "flip" and self.flip > 1):
-                limit = "between 0 and 1" if name == "flip" else "0 or more"
+        for name in ("rotate", "scale", "noise", "flip", "crop"):
+            bounded = name in ("flip", "crop")
+            if getattr(self, name) < 0 or (bounded and getattr(self, name) > 1):
+                limit = "between 0 and 1" if bounded else "0 or more"
                 raise UserError(f"augment.{name} is {getattr(self, name)}, expected {limit}")
 
     def __bool__(self) -> bool:

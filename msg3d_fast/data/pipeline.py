@@ -112,8 +112,14 @@ class Pipeline:
             frames = self._test_frames[indices]
         else:
             draws = PhiloxDraws(self.seed, epoch, indices, _SAMPLE)
+            crop = 1.0 if self.augment is None else self.augment.crop
             frames = uniform_sample(
-                self.total_frames[indices], self.clip_len, self.num_clips, draws, semantics=self.semantics
+                self.total_frames[indices],
+                self.clip_len,
+                self.num_clips,
+                draws,
+                semantics=self.semantics,
+                p_interval=(crop, 1.0),
             )
         x = self._gather(indices, frames)
         if self.augment and not self.test_mode:
