@@ -5,7 +5,8 @@ from .clips import ClipSet
 from .formats import open_dataset
 from .pipeline import Pipeline
 from .prepare import prepare
-from .store import check_store, open_store, write_store
+from .store import check_store, open_store
+from .store_writer import write_store
 from .synthetic import synthetic
 
 __all__ = [

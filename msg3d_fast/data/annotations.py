@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..graph import Layout
-from .clips import ClipSet, clean
+from .clips import ClipSet, clean, label_array
 from .layouts import choose_layout
 from .normalize import DEFAULT_IMG_SHAPE
 from .unpickle import Array, load_plain
@@ -181,7 +181,7 @@ def _clip_set(
     total_frames = np.array([x.shape[1] for x in poses])
     keypoint = np.concatenate([x.reshape(-1, joints, width) for x in poses])
     frame_dir = np.array([clip["frame_dir"] for clip in clips])
-    label = _label_array([clip["label"] for clip in clips])
+    label = label_array([clip["label"] for clip in clips])
     known, notes, masks = set(frame_dir.tolist()), [], {}
     for name, ids in splits.items():
         if not isinstance(ids, list | tuple | set | frozenset):
@@ -206,16 +206,3 @@ def _clip_set(
         notes=tuple(notes),
         name=str(path),
     )
-
-
-def _label_array(labels: list[Any]) -> np.ndarray:
-    """Class numbers (N,), or zeros and ones (N, classes) for lists of them."""
-    if not isinstance(labels[0], list):
-        return np.array(labels)
-    classes = 1 + max((max(several) for several in labels if several), default=0)
-    if classes * len(labels) > 1 << 32:
-        raise UserError(f"labels up to {classes - 1} for {len(labels)} clips; number the classes from 0 without gaps")
-    label = np.zeros((len(labels), classes), np.uint8)
-    for row, several in zip(label, labels, strict=True):
-        row[several] = 1
-    return label

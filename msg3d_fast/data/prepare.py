@@ -9,7 +9,8 @@ from ..errors import UserError
 from ..graph import Layout
 from .clips import ClipSet
 from .formats import open_dataset
-from .store import Progress, check_dtype, check_store, write_store
+from .store import Progress, check_dtype, check_store
+from .store_writer import write_store
 
 
 def prepare(
