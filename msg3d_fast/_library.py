@@ -1,6 +1,6 @@
 """Finds the native library, or says in one line why it is not there; what was built, and what runs on this machine.
 
-MSG3D_ISA     avx512, avx2, portable: the instruction set of the CPU kernels (default: the widest that the machine has)
+MSG3D_ISA     avx512, avx2, portable: the instruction set of the CPU kernels (default: the fastest that the machine has)
 MSG3D_ORDER   project_first, aggregate_first: the order of evaluation of ms_g3d (default: the one with fewer operations)
 """
 
