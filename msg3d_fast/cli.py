@@ -194,15 +194,18 @@ def _test(options: argparse.Namespace) -> None:
     metrics = evaluation.evaluate(config, folder, options.checkpoint)
     if distributed.rank() == 0:
         _say_metrics(metrics)
-        print(f"wrote {folder}: confusion.png, metrics.json, per_class.csv, scores.npz, worst_clips.csv")
+        print(f"wrote {folder}: {', '.join(sorted(p.name for p in folder.glob('[!.]*')))}")
     distributed.stop()
 
 
 def _say_metrics(metrics: dict[str, Any]) -> None:
-    print(
-        f"test: {metrics['num_samples']} samples x {metrics['num_clips']} clips, top-1 {metrics['top1']:.4f}, "
-        f"top-5 {metrics['top5']:.4f}, mean class {metrics['mean_class']:.4f}, {metrics['seconds']:.1f} s"
-    )
+    size = f"{metrics['num_samples']} samples x {metrics['num_clips']} clips"
+    print(f"test: {size}, {_accuracy(metrics)}, {metrics['seconds']:.1f} s")
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    names = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "mAP": "mAP", "mmit_mAP": "mAP per sample"}
+    return ", ".join(f"{name} {metrics[key]:.4f}" for key, name in names.items() if key in metrics)
 
 
 def _ensemble(options: argparse.Namespace) -> None:
@@ -219,15 +222,12 @@ def _ensemble(options: argparse.Namespace) -> None:
     )
     for one in metrics["members"]:
         stream = f" ({one['stream']})" if one["stream"] else ""
-        print(f"top-1 {one['top1']:.4f}  weight {one['weight']:g}  {one['file']}{stream}")
+        print(f"{_accuracy(one).split(',')[0]}  weight {one['weight']:g}  {one['file']}{stream}")
     if metrics.get("tuned_on_reported"):
         number = f"{metrics['tuned_on_reported']} of {metrics['num_samples']}"
         print(f"note: the weights were chosen on {number} of the reported samples: the accuracy below is optimistic")
-    print(
-        f"fusion: {metrics['num_samples']} samples, top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, mean "
-        f"class {metrics['mean_class']:.4f}\nwrote {options.out}: confusion.png, metrics.json, per_class.csv, "
-        "scores.npz, worst_clips.csv"
-    )
+    print(f"fusion: {metrics['num_samples']} samples, {_accuracy(metrics)}")
+    print(f"wrote {options.out}: {', '.join(sorted(p.name for p in Path(options.out).glob('[!.]*')))}")
 
 
 def _quickstart(options: argparse.Namespace) -> None:

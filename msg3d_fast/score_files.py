@@ -65,7 +65,11 @@ class Scores:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The scores if their rows are probabilities, else the softmax of each."""
+        """The scores if they are probabilities, else the softmax of each row, or where samples have several labels the
+        sigmoid of each score."""
+        if self.labels is not None and self.labels.ndim == 2:
+            inside = (self.scores >= 0).all() and (self.scores <= 1).all()
+            return self.scores if inside else np.exp(-np.logaddexp(0, -self.scores))
         if (self.scores >= 0).all() and np.allclose(self.scores.sum(axis=1), 1, atol=1e-3):
             return self.scores
         shifted = np.exp(self.scores - self.scores.max(axis=1, keepdims=True))

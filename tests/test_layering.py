@@ -14,7 +14,8 @@ OPERATORS = {"_library", "errors", "reference", "ops"}
 MODEL = OPERATORS | {"absent", "blocks", "graph", "normalization", "modules", "model", "conversion", "checkpoint"}
 DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
-RUN = MODEL | DATA | SERVICES | {"inference", "experiment", "training", "evaluation", "baselines"}
+STEP = {"losses", "schedule", "optimization", "guard"}  # what one training step is made of
+RUN = MODEL | DATA | SERVICES | STEP | {"inference", "experiment", "training", "evaluation", "baselines"}
 MAY_IMPORT = {
     "__init__": MODEL | DATA | {"inference"},
     "__main__": {"cli"},
@@ -33,6 +34,10 @@ MAY_IMPORT = {
     "inference": {"_library", "errors", "graph", "model", "modules"},
     "data": DATA,
     **{name: {"errors"} for name in SERVICES},
+    "losses": {"errors"},
+    "schedule": {"config", "errors"},
+    "optimization": {"config", "errors", "schedule"},
+    "guard": MODEL,
     "baselines": DATA,
     "experiment": MODEL | DATA | {"config"},
     "evaluation": RUN - {"training"},

@@ -1,14 +1,22 @@
-"""Clips with several classes or none: reading, storing, and what does not fit."""
+"""Clips with several classes or none: reading, storing, training and testing, and what does not fit."""
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clip_sets import annotations, npz_arrays, small, write_pickle
+from tiny import config, settings, write_clips
 
+from msg3d_fast import training
+from msg3d_fast.checkpoint import load_file
+from msg3d_fast.cli import main
 from msg3d_fast.config import load_config
 from msg3d_fast.data import open_dataset, write_store
+from msg3d_fast.ensemble import ensemble
 from msg3d_fast.errors import UserError
+from msg3d_fast.evaluation import mean_average_precision
 from msg3d_fast.experiment import open_clips
 
 LABELS = [[0, 2], [1], [], (2,), {1, 2}, np.array([0])]
@@ -70,3 +78,31 @@ def test_lists_that_are_no_class_numbers(tmp_path: Path, label: list) -> None:
     content["annotations"][2]["label"] = label
     with pytest.raises(UserError, match="clip clip_2: label is"):
         open_dataset(write_pickle(tmp_path / "a.pkl", content))
+
+
+def test_training_and_testing(tmp_path: Path) -> None:
+    label = np.zeros((26, 4), np.uint8)
+    label[np.arange(26), np.arange(26) % 4] = 1
+    label[:, 3] |= label[:, 0]  # who is still is hasty too
+    label[5] = 0
+    path = write_clips(tmp_path / "clips.npz", label=label)
+    folder = tmp_path / "run"
+    arguments = ["--config", "custom", "--run-dir", str(folder)]
+    assert main(["train", *arguments, *settings(path, "--test.checkpoint=best")]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"mAP", "mmit_mAP", "loss", "num_samples"} <= metrics.keys()
+    assert 0 < metrics["mAP"] <= 1
+    with np.load(folder / "scores.npz") as scores:
+        assert (scores["labels"] == label[::3]).all()
+        assert ((scores["scores"] > 0) & (scores["scores"] < 1)).all()
+        assert mean_average_precision(scores["scores"], scores["labels"]) == pytest.approx(metrics["mAP"])
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    best = max(float(row["val_mAP"]) for row in rows)
+    assert load_file(folder / "last.ckpt")["training"]["position"]["best"] == best
+    assert not (folder / "confusion.png").exists()
+    table = list(csv.DictReader((folder / "per_class.csv").open()))
+    assert [int(row["samples"]) for row in table] == label[::3].sum(0).tolist()
+    fused = ensemble([folder, folder], tmp_path / "fused")
+    assert fused["mAP"] == pytest.approx(metrics["mAP"])
+    with pytest.raises(UserError, match="several labels"):
+        training.train(config(path, "--train.loss=cross_entropy"), tmp_path / "other")

@@ -3,6 +3,7 @@
 from .augment import Augment
 from .clips import ClipSet
 from .formats import open_dataset
+from .order import Order
 from .pipeline import Pipeline
 from .prepare import prepare
 from .store import check_store, open_store
@@ -12,6 +13,7 @@ from .synthetic import synthetic
 __all__ = [
     "Augment",
     "ClipSet",
+    "Order",
     "Pipeline",
     "check_store",
     "open_dataset",

@@ -103,7 +103,7 @@ class Pipeline:
             epoch: number of the pass over the set, int or int (B,); training draws differ from pass to pass.
 
         Returns:
-            float32 (B, num_clips, M, clip_len, V, C) and int64 labels (B,).
+            float32 (B, num_clips, M, clip_len, V, C) and labels as the set has them: int64 (B,) or uint8 (B, classes).
         """
         indices = np.asarray(indices, np.int64)
         if self._whole:
