@@ -152,16 +152,28 @@ def _checkpoint_verbs(command: argparse.ArgumentParser) -> None:
     verbs = command.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser, required=True)
     info = verbs.add_parser("info", help="what a file holds", epilog="example:\n  msg3d-fast checkpoint info best.ckpt")
     info.add_argument("file")
+    info.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(call=_checkpoint_info)
     convert = verbs.add_parser(
         "convert",
         help="write it in another format",
         epilog="example:\n  msg3d-fast checkpoint convert ntu60.pth ntu60.ckpt\n"
-        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.pth --format mmaction2",
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.pth --format mmaction2\n"
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.safetensors",
     )
     convert.add_argument("source")
     convert.add_argument("destination")
     convert.add_argument("--format", default="msg3d_fast", choices=("msg3d_fast", "mmaction2", "pyskl", "original"))
+    convert.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    convert.add_argument("--finetune", type=int, metavar="N", help="replace the classifier by a fresh one of N classes")
+    convert.add_argument(
+        "--optimizer",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="take the optimizer state along, from the source or from FILE (the authors' checkpoints/checkpoint-*.pt)",
+    )
     convert.set_defaults(call=_checkpoint_convert)
 
 
@@ -266,27 +278,33 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:
-    from .checkpoint import load_checkpoint, load_file
+    import json
 
-    model = load_checkpoint(options.file, backend="reference")
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{options.file}: format {model.source}, {parameters:.2f} M parameters")
-    for key, value in model.hparams.items():
-        print(f"  {key}: {value}")
-    training = load_file(options.file).get("training")
-    if training is not None:
-        position = training["position"]
-        print(
-            f"  training state: {position['epoch']} epochs, {position['step']} steps, best top-1 {position['best']:.4f}"
-        )
+    from .checkpoint import describe_file
+
+    found = describe_file(options.file, layout=options.layout)
+    if options.json:
+        print(json.dumps({"file": options.file, **found}, indent=2))
+        return
+    print(f"{options.file}: format {found['format']}, {found['parameters'] / 1e6:.2f} M parameters")
+    for part in ("hparams", "about", "optimizer", "training"):
+        for key, value in found.get(part, {}).items():
+            print(f"  {'' if part == 'hparams' else part + ' '}{key}: {value}")
 
 
 def _checkpoint_convert(options: argparse.Namespace) -> None:
-    from .checkpoint import load_checkpoint, save_checkpoint
+    from .checkpoint import convert_file
 
-    model = load_checkpoint(options.source, backend="reference")
-    save_checkpoint(model, options.destination, format=options.format)
-    print(f"wrote {options.destination}: {options.format}, from {model.source}")
+    source = convert_file(
+        options.source,
+        options.destination,
+        options.format,
+        layout=options.layout,
+        num_classes=options.finetune,
+        optimizer=options.optimizer,
+    )
+    left_out = "" if options.optimizer is not None else "; optimizer state and history left out"
+    print(f"wrote {options.destination}: {options.format}, from {source}{left_out}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -67,8 +67,8 @@ class DataConfig:
     test_split: str | None = option("val", "split of the final test; null: every clip")
     stream: Literal["j", "b", "jm", "bm"] = option("j", "joint, bone, joint motion or bone motion")
     clip_len: int = option(100, "frames sampled from each clip", at_least=1)
-    normalize: Literal["auto", "2d", "3d", "box", "none"] = option(
-        "auto", "by image size, body axes or clip box; auto: what the data allow"
+    normalize: Literal["auto", "2d", "3d", "center", "box", "none"] = option(
+        "auto", "by image size, body axes, body centre alone or clip box; auto: what the data allow"
     )
     semantics: Literal["mmaction2", "pyskl", "original"] = option(
         "mmaction2", "whose normalisation where upstreams differ; original: whole clips, padded to clip_len"

@@ -224,6 +224,22 @@ def test_mirroring_the_stream_is_the_stream_of_the_mirror(stream: str) -> None:
     assert 0.65 < same.float().mean() < 0.85
 
 
+def test_centring_alone_moves_the_body_and_keeps_the_axes() -> None:
+    clips = sets()["xyz"]
+    found = Pipeline(clips, clip_len=9, num_person=1, normalize="center", test_mode=True)
+    raw = Pipeline(clips, clip_len=9, num_person=1, normalize="none", test_mode=True)
+    assert "turn" not in found.description
+    assert "spine" not in found.description
+    complete = [
+        i for i in range(len(clips)) if found.total_frames[i] == clips.total_frames[i] and clips.num_person[i] == 1
+    ]
+    assert complete
+    x, y = (p.batch(np.array(complete))[0].double() for p in (found, raw))
+    for i in range(len(complete)):
+        shift = (y - x)[i][(y[i] != 0).all(-1)]
+        torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=2e-3)
+
+
 def test_what_auto_chooses_is_said() -> None:
     flat = sets()["xys"]
     sized = ClipSet(**{**vars(flat), "img_shape": np.tile((1080, 1920), (12, 1))})
@@ -251,7 +267,7 @@ def test_options_that_cannot_be(options: dict, said: str) -> None:
 
 
 def test_more_that_cannot_be() -> None:
-    with pytest.raises(UserError, match="normalize='box' does not fit xyz clips; choose 3d or none"):
+    with pytest.raises(UserError, match="normalize='box' does not fit xyz clips; choose 3d, center or none"):
         Pipeline(sets()["xyz"], normalize="box")
     with pytest.raises(UserError, match="layout 'hand21' has no flip_pairs"):
         Pipeline(small(layout="hand21"), augment=Augment(flip=0.5))

@@ -11,7 +11,17 @@ PACKAGE = ROOT / "msg3d_fast"
 
 # What a module of the package may import from the package. One that is not listed has no place in the picture yet.
 OPERATORS = {"_library", "errors", "reference", "ops"}
-MODEL = OPERATORS | {"absent", "blocks", "graph", "normalization", "modules", "model", "conversion", "checkpoint"}
+MODEL = OPERATORS | {
+    "absent",
+    "blocks",
+    "graph",
+    "normalization",
+    "modules",
+    "model",
+    "conversion",
+    "containers",
+    "checkpoint",
+}
 DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
 STEP = {"losses", "schedule", "optimization", "guard"}  # what one training step is made of
@@ -30,7 +40,8 @@ MAY_IMPORT = {
     "normalization": set(),
     "model": {"absent", "blocks", "errors", "graph", "modules", "ops"},
     "conversion": {"errors", "graph"},
-    "checkpoint": {"conversion", "errors", "graph", "model", "modules"},
+    "containers": {"errors"},
+    "checkpoint": {"containers", "conversion", "errors", "graph", "model", "modules"},
     "inference": {"_library", "errors", "graph", "model", "modules"},
     "data": DATA,
     **{name: {"errors"} for name in SERVICES},

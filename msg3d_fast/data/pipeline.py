@@ -22,7 +22,7 @@ from .ragged import CHUNK_ROWS
 from .sampling import check_semantics, sample_for_test, select_persons, uniform_sample
 from .streams import check_stream, stream_of
 
-NORMALIZATIONS = ("auto", "2d", "3d", "box", "none")
+NORMALIZATIONS = ("auto", "2d", "3d", "center", "box", "none")
 CACHE_BYTES = 1 << 30
 _SAMPLE, _AUGMENT = 0, 1  # purposes of draws
 
@@ -40,8 +40,9 @@ class Pipeline:
         semantics: "mmaction2" or "pyskl", where they differ: masking of 2-D joints, the sampler's draws; or "original":
             as the authors, all frames of a clip, padded to `clip_len`, 3-D by their pre_normalization, and bones and
             motion of a confidence as its difference.
-        normalize: "2d" by image size, "3d" as PreNormalize3D, "box" by the clip's bounding box, "none"; "auto" takes
-            "3d" for xyz, "2d" where image sizes are known, else "box". `description` says what was chosen.
+        normalize: "2d" by image size, "3d" as PreNormalize3D, "center" as that but keeping the camera's axes, "box" by
+            the clip's bounding box, "none"; "auto" takes "3d" for xyz, "2d" where image sizes are
+            known, else "box". `description` says what was chosen.
         augment: random changes in training.
         seed: of all random draws.
 
@@ -177,15 +178,18 @@ def _normalization(clips: ClipSet, choice: str, semantics: str, clip_len: int) -
     if choice == "auto":
         known = clips.channels != "xyz" and clips.img_shape is not None
         choice = "3d" if clips.channels == "xyz" else "2d" if known else "box"
-    if choice != "none" and (choice == "3d") != (clips.channels == "xyz"):
-        fitting = "3d or none" if clips.channels == "xyz" else "2d, box or none"
+    if choice != "none" and (choice in ("3d", "center")) != (clips.channels == "xyz"):
+        fitting = "3d, center or none" if clips.channels == "xyz" else "2d, box or none"
         raise UserError(f"normalize={choice!r} does not fit {clips.channels} clips; choose {fitting}")
+    axes = body_axes(clips.layout)
+    if choice == "center":
+        axes |= {"zaxis": None, "xaxis": None}
     if semantics == "original":
-        if choice == "3d":
-            return PreNormalization(clips, clip_len, **body_axes(clips.layout))
+        if choice in ("3d", "center"):
+            return PreNormalization(clips, clip_len, **axes)
         check_length(clips, clip_len)
-    if choice == "3d":
-        return Alignment(clips, **body_axes(clips.layout))
+    if choice in ("3d", "center"):
+        return Alignment(clips, **axes)
     if choice == "2d":
         return ImageNormalization(clips, clips.img_shape, masked=semantics == "pyskl")
     return BoxNormalization(clips) if choice == "box" else Normalization(clips)
