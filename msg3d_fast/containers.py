@@ -79,8 +79,8 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
             ) from error
         if "Unsupported operand" in str(error) and zipfile.is_zipfile(path):
             raise UserError(
-                f"checkpoint {path} was saved in a newer pickle protocol than is read without running it; save it again "
-                "with torch.save(content, file), as torch does by default"
+                f"checkpoint {path} was saved in a newer pickle protocol than can be read without running it; save it "
+                "again with torch.save(content, file), as torch does by default"
             ) from error
         kind = type(error).__name__
         raise UserError(f"checkpoint {path} is truncated or no PyTorch file ({kind}); copy or save it again") from error
