@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_sets import small
+from clip_sets import npz_arrays, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msg3d_fast import training
+from msg3d_fast.config import load_config
 from msg3d_fast.data import ClipSet, Pipeline, open_dataset, pipeline, write_store
 from msg3d_fast.data.original import PreNormalization, pre_normalization
 from msg3d_fast.errors import UserError
@@ -99,3 +101,18 @@ def test_what_the_recipe_has_no_place_for() -> None:
         Pipeline(clips, semantics="original", clip_len=12, num_clips=10)
     assert "as the authors" in Pipeline(clips, semantics="original", clip_len=12).description
     assert PreNormalization(clips.subset(np.arange(2)), 12).total_frames.tolist() == [12, 12]
+
+
+def test_the_recipe_trains(tmp_path: Path) -> None:
+    arrays = npz_arrays(small(num_clips=9, layout="nturgb+d", channels="xyz"))
+    arrays |= {"split_xsub_train": np.arange(9) < 5, "split_xsub_val": np.arange(9) >= 5}
+    np.savez(tmp_path / "clips.npz", **arrays)
+    small_sizes = ["model.base_channels=6", "model.num_gcn_scales=2", "model.num_g3d_scales=2", "model.num_classes=3"]
+    short = ["data.clip_len=12", "train.epochs=2", "train.milestones=[1]", "train.batch_size=4", "device=cpu"]
+    config = load_config("ntu60_xsub_original", [f"data.path={tmp_path / 'clips.npz'}", *small_sizes, *short])
+    metrics = training.train(config, tmp_path / "run")
+    assert (metrics["num_samples"], metrics["num_clips"]) == (4, 1)
+    assert [line.split(",")[1] for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]] == [
+        "0.05",
+        "0.005000000000000001",
+    ]

@@ -69,6 +69,13 @@ def test_steps_are_torchs(kind: str) -> None:
     assert descent.tested is descent.model
 
 
+def test_weights_decay_everywhere(clips: Path, tmp_path: Path) -> None:
+    t = trainer(clips, tmp_path / "run")
+    (group,) = t.descent.optimizer.param_groups
+    assert len(group["params"]) == len(list(t.model.parameters()))
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (5e-4, 0.9, True)
+
+
 def test_long_gradients_are_clipped() -> None:
     places, _ = line(lr=0.5, momentum=0.0, clip_grad=0.25)
     assert places == pytest.approx([0.875, 0.75, 0.625], rel=1e-5)
