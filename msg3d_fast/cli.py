@@ -127,13 +127,11 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         "prepare",
         _prepare,
         "Check a data set and write it as a memory-mapped store, which training reads without loading it whole.",
-        "msg3d-fast prepare ntu60_2d.pkl data/ntu60_2d",
+        "msg3d-fast prepare nturgb+d_skeletons/ data/ntu60 --format ntu60 --missing missing_skeletons.txt\n"
+        "  msg3d-fast prepare ntu60_2d.pkl data/ntu60_2d\n"
+        "  msg3d-fast prepare --check data/ntu60",
     )
-    command.add_argument("source", help="annotation .pkl, ragged .npz or store folder")
-    command.add_argument("destination", help="folder of the new store")
-    command.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
-    command.add_argument("--channels", choices=("xy", "xys", "xyz"), help="where the file does not tell them")
-    command.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="of the stored joints")
+    _prepare_options(command)
     _checkpoint_verbs(
         verb("checkpoint", None, "Look at a checkpoint, or convert it.", "msg3d-fast checkpoint info best.ckpt")
     )
@@ -142,6 +140,43 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         "--plan", action="store_true", help="the native op's plan for every layer of the default network"
     )
     return parser, commands.choices
+
+
+def _prepare_options(command: argparse.ArgumentParser) -> None:
+    help_without_formats = command.format_help
+
+    def format_help() -> str:  # the readers load torch: only on demand
+        from .data.readers import FORMATS
+
+        formats = "".join(f"\n  {one.name:<14}{one.title}" for one in FORMATS.values())
+        also = "and stores, ragged .npz, embedded, synthetic"
+        return f"{help_without_formats()}\nformats, told from the files ({also}):{formats}\n"
+
+    command.format_help = format_help
+    command.add_argument("source", nargs="?", help="file, zip or folder of a known format, or a store")
+    command.add_argument("destination", nargs="?", help="folder of the new store")
+    command.add_argument("--check", metavar="STORE", help="read every byte of a store against its checksums, no more")
+    command.add_argument("--format", metavar="NAME", help="where the files do not tell it")
+    command.add_argument("--layout", metavar="NAME", help="skeleton, where the files do not tell it")
+    command.add_argument("--channels", choices=("xy", "xys", "xyz"), help="where the files do not tell them")
+    command.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="of the stored joints")
+    command.add_argument(
+        "--semantics",
+        default="mmaction2",
+        choices=("mmaction2", "pyskl", "original"),
+        help="whose conversion of raw NTU RGB+D; default: %(default)s",
+    )
+    command.add_argument(
+        "--missing", metavar="FILE", help="files to leave out, such as NTU's list of missing skeletons"
+    )
+    command.add_argument("--labels", metavar="CSV", help="id,label[,split] of clips whose files do not tell them")
+    command.add_argument("--table", metavar="YAML", help="how tables of your own are laid out")
+    command.add_argument("--skeletons", metavar="DIR", help="where the skeletons of an index such as k400_2d.pkl lie")
+    command.add_argument("--valid-ratio", type=float, metavar="P", help="least part of frames with a box, of an index")
+    command.add_argument("--box-thr", type=float, metavar="P", help="score from which a box counts; with a ratio: 0.5")
+    command.add_argument("--max-person", type=int, metavar="M", help="most persons of a clip, the most confident ones")
+    command.add_argument("--img-shape", type=int, nargs=2, metavar=("H", "W"), help="pixels, where files do not tell")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that read; default: one per processor")
 
 
 def _run_dir(command: argparse.ArgumentParser) -> None:
@@ -254,6 +289,18 @@ def _prepare(options: argparse.Namespace) -> None:
     from . import data
     from .progress import Progress
 
+    if options.check is not None:
+        if options.source is not None:
+            raise UserError(f"prepare: --check {options.check} takes no source; leave {options.source!r} out")
+        _say_store("checked", options.check, data.check_store(options.check))
+        return
+    if options.destination is None:
+        raise UserError(
+            "prepare: give a source and a destination, the folder of the new store, or --check STORE; see --help"
+        )
+    named = {"missing", "labels", "table", "skeletons"}
+    rest = {name: getattr(options, name) for name in ("semantics", "valid_ratio", "box_thr", "max_person")}
+    rest |= {name: Path(path) for name in named if (path := getattr(options, name)) is not None}
     with Progress(f"preparing {options.destination}", 1) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -264,15 +311,23 @@ def _prepare(options: argparse.Namespace) -> None:
             options.source,
             options.destination,
             dtype=options.dtype,
+            format=options.format,
             layout=options.layout,
             channels=options.channels,
+            workers=options.workers or data.default_workers(),
             progress=progress,
+            img_shape=options.img_shape and tuple(options.img_shape),
+            **rest,
         )
     for note in clips.notes:
         print(note)
+    _say_store("wrote", options.destination, clips)
+
+
+def _say_store(did: str, place: str, clips: Any) -> None:
     splits = ", ".join(f"{name} {int(mask.sum())}" for name, mask in clips.splits.items())
     print(
-        f"wrote {options.destination}: {len(clips)} clips, {clips.num_classes} classes, layout {clips.layout.name}, "
+        f"{did} {place}: {len(clips)} clips, {clips.num_classes} classes, layout {clips.layout.name}, "
         f"channels {clips.channels}, splits {splits or 'none'}, fingerprint {clips.fingerprint()[:12]}"
     )
 

@@ -174,7 +174,7 @@ def test_prepare_names_what_it_skips_and_cleans(tmp_path: Path) -> None:
     assert len(stored) == 5
     assert stored.missing == 1
     assert stored.notes == (
-        "skipped clip clip_0: label is 'walk', expected one class number",
+        "skipped clip_0: label is 'walk', expected one class number",
         "1 joints held NaN or infinity and count as missing",
         "split 'train': 1 of its 3 ids have no clip: clip_0",
     )

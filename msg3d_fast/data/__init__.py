@@ -5,7 +5,7 @@ from .clips import ClipSet
 from .formats import open_dataset
 from .order import Order
 from .pipeline import Pipeline
-from .prepare import prepare
+from .prepare import default_workers, prepare
 from .store import check_store, open_store
 from .store_writer import write_store
 from .synthetic import synthetic
@@ -16,6 +16,7 @@ __all__ = [
     "Order",
     "Pipeline",
     "check_store",
+    "default_workers",
     "open_dataset",
     "open_store",
     "prepare",

@@ -30,7 +30,7 @@ def read_npz(
     Raises:
         UserError: not such a file, damaged, or arrays that do not fit together.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     if absent := [name for name in _NEEDED if name not in arrays]:
         raise UserError(f"{path}: has no {', '.join(absent)}; found {', '.join(arrays)}")
     integers = {name: _integers(path, name, arrays[name]) for name in ("num_person", "total_frames")}
@@ -86,7 +86,12 @@ def _own_layout(path: Path, arrays: dict[str, np.ndarray]) -> Layout:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz`.
+
+    Raises:
+        UserError: not such a file, damaged, or larger than the memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]

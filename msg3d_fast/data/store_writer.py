@@ -33,7 +33,7 @@ class Record:
     """What the journal says of one clip: `digest` is the hex of its pose's sha256."""
 
     name: str
-    label: int | list[int]
+    label: int | list[int] | str
     num_person: int
     total_frames: int
     digest: str
@@ -150,17 +150,18 @@ class StoreWriter:
         self._write_header(0)
         self._data = self._keypoint.tell()
         for line in lines[1:]:
-            if self._data + line["rows"] * self._row_size > size:
+            if self._data + line["rows"] * self.row_size > size:
                 break
             whole = line["end"]
             self._take(Batch([Record(*one) for one in line["clips"]], b"", line["skipped"], line["missing"]))
             self.rows = line["rows"]
         self._journal.truncate(whole)
-        self._keypoint.truncate(self._data + self.rows * self._row_size)
+        self._keypoint.truncate(self._data + self.rows * self.row_size)
         self._keypoint.seek(0, os.SEEK_END)
 
     @property
-    def _row_size(self) -> int:
+    def row_size(self) -> int:
+        """Bytes of one skeleton."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     def _write_header(self, rows: int) -> None:
@@ -182,12 +183,16 @@ class StoreWriter:
         # Written, not mapped: a full disk is then an error, where a mapped page would kill the process.
         self._keypoint.write(batch.rows)
         self._take(batch)
-        self.rows += len(batch.rows) // self._row_size
+        self.rows += len(batch.rows) // self.row_size
         clips = [list(vars(record).values()) for record in batch.records]
         line = {"rows": self.rows, "clips": clips, "skipped": batch.skipped, "missing": batch.missing}
         self._pending.append(json.dumps(line))
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self._sync()
+
+    def discard(self) -> None:
+        """Leave nothing behind, whatever happens."""
+        self._keep = False
 
     def _sync(self) -> None:
         flush(self._keypoint)
@@ -219,7 +224,7 @@ class StoreWriter:
             keypoint=mapped,
             num_person=np.array([record.num_person for record in self.records], np.int64),
             total_frames=np.array([record.total_frames for record in self.records], np.int64),
-            label=label_array([record.label for record in self.records], len(label_names)),
+            label=label_array([_number(record.label, label_names) for record in self.records], len(label_names)),
             frame_dir=np.array([record.name for record in self.records], str),
             label_names=tuple(label_names),
             layout=layout,
@@ -263,6 +268,16 @@ class StoreWriter:
         (self.place / JOURNAL).unlink()
         self._keep = False
         return self.place
+
+
+def _number(label: int | list[int] | str, names: Sequence[str]) -> int | list[int]:
+    return (
+        names.index(label)
+        if isinstance(label, str) and label in names
+        else int(label)
+        if isinstance(label, str)
+        else label
+    )
 
 
 def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
