@@ -37,10 +37,6 @@ HOST_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG"]
 # Files that use an instruction set which x86-64 does not promise; they are called only where it is there.
 ISA_FLAGS = {"avx2.cpp": ["-mavx2", "-mfma"], "avx512.cpp": ["-mavx512f"]}
 GPU_BINDING = "ms_g3d_cuda.cpp"
-NO_COMPILER = (
-    "no C++ compiler was found (CXX, c++, g++, clang++): install one (apt install g++, or conda install -c conda-forge"
-    " cxx-compiler) and install msg3d_fast again"
-)
 NO_NVCC = (
     "MSG3D_CUDA=1 but nvcc was not found (CUDA_HOME, PATH, /usr/local/cuda): install the CUDA toolkit, or pip install"
     " nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl"
@@ -73,6 +69,15 @@ def find_compiler() -> list[str] | None:
         if shutil.which(command[0]):
             return command
     return None
+
+
+def no_compiler() -> str:
+    wanted = os.environ.get("CXX")
+    sought = f"the compiler CXX={wanted} was not found" if wanted else "no C++ compiler was found (c++, g++, clang++)"
+    return (
+        f"{sought}: install one (apt install g++, or conda install -c conda-forge cxx-compiler) and install msg3d_fast"
+        " again"
+    )
 
 
 def find_nvcc() -> Path | None:
@@ -214,9 +219,8 @@ def compile_and_link(steps: list[Step], link: list[str], library: Path) -> None:
         raise BuildError("the native library failed to compile; the compiler's message stands above")
 
 
-def build_library(torch: Path, cxx: list[str], library: Path) -> dict[str, object]:
+def build_library(torch: Path, cxx: list[str], nvcc: Path | None, library: Path) -> dict[str, object]:
     """Build the library and say what is in it."""
-    nvcc = wanted_nvcc()
     archs = cuda_archs(nvcc) if nvcc else []
     steps = compile_steps(torch, cxx, nvcc, archs)
     fresh = OBJECTS / library.name
@@ -240,15 +244,17 @@ class BuildNative(build_ext):
         began = time.monotonic()
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        torch, cxx = find_torch(), find_compiler()
+        torch, cxx, nvcc = find_torch(), find_compiler(), wanted_nvcc()
         if torch is None:
             raise BuildError("torch was not found: pip install torch, then install msg3d_fast again")
+        if cxx is None and os.environ.get("MSG3D_CUDA") == "1":
+            raise BuildError(f"MSG3D_CUDA=1 but {no_compiler()}")
         if cxx:
-            info = build_library(torch, cxx, library)
+            info = build_library(torch, cxx, nvcc, library)
             summary = f"native library for {' '.join(info['isas'])}; {info['cuda']}; torch {info['torch']}"
         else:
-            info = {"built": False, "reason": NO_COMPILER}
-            summary = f"without its native library: {NO_COMPILER}"
+            info = {"built": False, "reason": no_compiler()}
+            summary = f"without its native library: {info['reason']}"
         package = Path(self.get_finalized_command("build_py").get_package_dir("msg3d_fast"))
         for folder in {library.parent, package} if self.beside_the_source else {library.parent}:
             if not cxx:
@@ -274,7 +280,7 @@ class BuildEmulated(Command):
     def run(self) -> None:
         torch, cxx = find_torch(), find_compiler()
         if torch is None or cxx is None:
-            raise BuildError(NO_COMPILER if torch else "torch was not found: pip install torch")
+            raise BuildError(no_compiler() if torch else "torch was not found: pip install torch")
         steps, library = emulated_steps(torch, cxx), EMULATED_OBJECTS / "_emulated.abi3.so"
         objects = [target for _, target, _ in steps]
         compile_and_link(steps, link_command(torch, cxx, None, objects, library), library)

@@ -1,6 +1,6 @@
 """Finds the native library, or says in one line why it is not there; what was built, and what runs on this machine.
 
-MSG3D_ISA     avx512, avx2, portable: the instruction set of the CPU kernels (default: the widest that the machine has)
+MSG3D_ISA     avx512, avx2, portable: the instruction set of the CPU kernels (default: the fastest that the machine has)
 MSG3D_ORDER   project_first, aggregate_first: the order of evaluation of ms_g3d (default: the one with fewer operations)
 """
 
@@ -107,6 +107,11 @@ def require_emulated() -> None:
         raise LibraryUnavailable(f"backend 'emulated' does not load: {first}; build it again") from None
 
 
+def has_cuda() -> bool:
+    """Return whether the native library can be used and holds CUDA kernels."""
+    return available() and bool(_build_info().get("cuda_archs"))
+
+
 def require_cuda() -> None:
     """Do nothing where the native library holds CUDA kernels.
 
@@ -114,7 +119,7 @@ def require_cuda() -> None:
         LibraryUnavailable: there is no native library, or it was built without nvcc.
     """
     require()
-    if not _build_info().get("cuda_archs"):
+    if not has_cuda():
         raise LibraryUnavailable(
             f"this build of msg3d_fast has {_build_info().get('cuda', 'no CUDA')}: install it where nvcc is found, "
             "move the model and its input with .cpu(), or use backend='reference'"

@@ -37,8 +37,10 @@ def merge(clips: Tensor) -> Merged | None:
     absent = ~clips.flatten(2).any(2)  # (N, M)
     if absent.sum(0).max() < 2:
         return None
-    person = torch.arange(N * M).view(N, M)
-    first = absent.to(torch.uint8).argmax(0) * M + torch.arange(M)  # (M,) the first absent person of each slot
+    person = torch.arange(N * M, device=clips.device).view(N, M)
+    first = absent.to(torch.uint8).argmax(0) * M + torch.arange(
+        M, device=clips.device
+    )  # (M,) the first absent person of each slot
     rows, row_of = torch.unique(torch.where(absent, first, person), return_inverse=True)
     row_of = row_of.flatten()
     return Merged(rows, row_of, torch.bincount(row_of).to(clips.dtype))

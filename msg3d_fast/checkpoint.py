@@ -1,17 +1,15 @@
-"""Checkpoints: read without running anything in them, written whole or not at all, in the formats of all upstreams.
+"""Checkpoints: models and optimizer states from the files of all upstreams and ours, and back.
 
-    mmaction2, pyskl   {"meta", "state_dict"}
-    original           a bare state dict, its keys perhaps behind "module."
+    mmaction2, pyskl   {"meta", "state_dict", "optimizer"?, ...}
+    original           a bare state dict, its keys perhaps behind "module."; the optimizer in a file of its own
     msg3d_fast         {"format", "version", "hparams", "state_dict", "training"?}, keys and shapes as mmaction2
 
-Sources: mmengine `runner/checkpoint.py`, `logging/history_buffer.py`; MS-G3D `main.py`.
+Sources: mmengine `runner/checkpoint.py`; pyskl; MS-G3D `main.py`.
 """
 
 import contextlib
-import io
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,103 +18,15 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .conversion import UPSTREAMS, State, convert_state_dict, graph_of, infer_hparams, recognise
+from .containers import load_file, save_file, save_published
+from .conversion import UPSTREAMS, State, convert_optimizer, convert_state_dict, graph_of, infer_hparams, recognise
 from .errors import UserError
 from .graph import Layout
 from .model import Recognizer
 
 FORMATS = ("msg3d_fast", *UPSTREAMS)
 VERSION = 1
-
-
-class _Inert:
-    """Stands in for what mmengine's training files hold beside the weights: takes anything, keeps and does nothing."""
-
-    def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None: ...
-
-    def __setstate__(self, _state: object) -> None: ...
-
-
-# Log histories and NumPy values; getattr is how pickle writes a method's name.
-_INERT_NAMES = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "builtins.getattr",
-    "_codecs.encode",
-    "numpy.ndarray",
-    "numpy.dtype",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-)
-
-
-def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The dict in a file that `torch.save` or `save_file` wrote, on the CPU; code in the file is refused, never run.
-
-    What mmengine keeps beside the weights comes back as inert stand-ins.
-
-    Raises:
-        UserError: no such file, an empty, truncated or foreign one, one that asks for code, or one that holds no dict.
-    """
-    path = Path(path)
-
-    def load() -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-
-    try:
-        if not path.stat().st_size:
-            raise UserError(f"checkpoint {path} is empty; copy or save it again")
-        try:
-            found = load()
-        except OSError:
-            raise
-        except Exception:  # stand-ins on the second try only: they must not replace what an ordinary file needs
-            with torch.serialization.safe_globals([(_Inert, name) for name in _INERT_NAMES]):
-                found = load()
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}; check the path") from error
-    except Exception as error:  # what a broken pickle raises depends on where it breaks
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted:
-            raise UserError(
-                f"checkpoint {path} asks for {wanted[1]}, which is no data; nothing was run: use a file of weights only"
-            ) from error
-        kind = type(error).__name__
-        raise UserError(f"checkpoint {path} is truncated or no PyTorch file ({kind}); copy or save it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"checkpoint {path} holds a {type(found).__name__}, expected a dict; save model.state_dict()")
-    return found
-
-
-def save_file(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write what `load_file` reads; the file appears whole or, if that fails, the one before it stays.
-
-    Raises:
-        UserError: the folder or the disk does not take it.
-    """
-    path = Path(path)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(
-            f"checkpoint {path} cannot be written: {error.strerror or error}; nothing was changed: "
-            "free space or choose another folder, and save again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+_INSIDE = ("state_dict", "model_state_dict", "model", "net")  # where a file may hold its weights
 
 
 def load_checkpoint(
@@ -128,6 +38,8 @@ def load_checkpoint(
     num_classes: int | None = None,
 ) -> Recognizer:
     """The model in a checkpoint of MMAction2, pyskl, the authors or ourselves, in eval mode.
+
+    Training and published files alike: what else a file holds is left out, and nothing in it is run.
 
     Sizes come from the file: its own record, or the shapes of its arrays; `model.source` says which format it was.
 
@@ -175,32 +87,80 @@ def load_weights(model: Recognizer, path: str | os.PathLike[str]) -> str:
     return source
 
 
+def load_optimizer(path: str | os.PathLike[str], model: Recognizer) -> dict[str, Any]:
+    """The optimizer state in a training file of any upstream or ours, for `model.parameters()` in their order.
+
+    What belongs to a residual adjacency of the authors comes transposed as the residual itself does, so that the next
+    step is the one that upstream would have taken.
+
+    Args:
+        path: MMAction2's or pyskl's epoch_N.pth, the authors' checkpoints/checkpoint-*.pt, or our last.ckpt.
+        model: what `load_checkpoint` made of the same training.
+
+    Raises:
+        UserError: naming the file: it cannot be read, holds no optimizer state, or that of another network.
+    """
+    content = load_file(path)
+    with _naming(path):
+        found = _optimizer_in(content)
+        if found is None:
+            raise UserError("no optimizer state in it; published files have none: give the file that training wrote")
+        source = "original" if "optimizer_states" in content else "mmaction2"
+        return convert_optimizer(found, model.state_dict(), source, "mmaction2")
+
+
+def _optimizer_in(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    training = content.get("training")
+    places = (content.get("optimizer"), content.get("optimizer_states"))
+    if isinstance(training, Mapping):
+        places = (*places, training.get("optimizer"))
+    return next((one for one in places if isinstance(one, Mapping) and "param_groups" in one), None)
+
+
 def save_checkpoint(
     model: Recognizer,
     path: str | os.PathLike[str],
     format: str = "msg3d_fast",
     training: Mapping[str, Any] | None = None,
+    *,
+    optimizer: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model in our format or an upstream's.
 
     Args:
         model: the model.
-        path: the file; it appears whole or not at all.
+        path: the file; it appears whole or not at all. Ours ending in .safetensors is the published form: arrays and
+            JSON, each with its checksum.
         format: "msg3d_fast", "mmaction2", "pyskl" or "original".
-        training: what resuming needs, tensors and plain values; msg3d_fast only.
+        training: what resuming needs, tensors and plain values; msg3d_fast only, not in the published form.
+        optimizer: state of an optimizer of `model.parameters()`; mmaction2 and pyskl, or original, which gives it a
+            file of its own, <path without suffix>-optimizer.pt.
+        about: what to say about a published file, as JSON can hold it.
 
     Raises:
         UserError: an unknown format, a model that the upstream could not build, or a file that cannot be written.
     """
+    path = Path(path)
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    if format == "msg3d_fast":
-        content = {"format": format, "version": VERSION, "hparams": model.hparams, "state_dict": state}
-        save_file(content | ({} if training is None else {"training": dict(training)}), path)
-        return
+    published = path.suffix == ".safetensors"
     if format not in FORMATS:
         raise UserError(f"unknown checkpoint format {format!r}; expected one of {', '.join(FORMATS)}")
-    if training is not None:
-        raise UserError(f"a checkpoint in {format}'s format has no place for our training state; save as msg3d_fast")
+    if training is not None and (format != "msg3d_fast" or published):
+        kind = "a published file" if published else f"a checkpoint in {format}'s format"
+        raise UserError(f"{kind} has no place for our training state; save as msg3d_fast in a .ckpt file")
+    if optimizer is not None and format == "msg3d_fast":
+        raise UserError("our format keeps the optimizer in `training`; name an upstream's format, or leave it out")
+    if published and format != "msg3d_fast":
+        raise UserError(f"{path.name}: {format} does not read safetensors; name a .pth file, or the format msg3d_fast")
+    if format == "msg3d_fast":
+        content = {"format": format, "version": VERSION, "hparams": model.hparams}
+        if published:
+            save_published(state, {**content, "msg3d_fast": __version__, "about": dict(about or {})}, path)
+            return
+        content |= {"state_dict": state}
+        save_file(content | ({} if training is None else {"training": dict(training)}), path)
+        return
     in_channels, width = model.hparams["in_channels"], model.hparams["base_channels"]
     if in_channels != 3:
         raise UserError(
@@ -208,18 +168,111 @@ def save_checkpoint(
         )
     if format == "original" and width % 6:
         raise UserError(f"original builds widths that 6 divides only, base_channels is {width}; save as msg3d_fast")
+    if optimizer is not None:
+        optimizer = convert_optimizer(optimizer, state, "mmaction2", format)
     state = convert_state_dict(state, format, layout=model.layout)
-    save_file(state if format == "original" else {"meta": {"msg3d_fast": __version__}, "state_dict": state}, path)
+    if format == "original":
+        save_file(state, path)
+        if optimizer is not None:
+            states = {"epoch": 0, "optimizer_states": optimizer, "lr_scheduler_states": {}}
+            save_file(states, optimizer_file(path))
+        return
+    content = {"meta": {"msg3d_fast": __version__}, "state_dict": state}
+    save_file(content | ({} if optimizer is None else {"optimizer": optimizer}), path)
+
+
+def optimizer_file(path: str | os.PathLike[str]) -> Path:
+    """Where the optimizer state goes that the authors' format keeps apart from the weights in `path`."""
+    return Path(path).with_name(f"{Path(path).stem}-optimizer.pt")
+
+
+def convert_file(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    format: str = "msg3d_fast",
+    *,
+    layout: str | Layout | Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    optimizer: str | os.PathLike[str] | None = None,
+) -> str:
+    """Write the model of one checkpoint as another, and return the format of the source.
+
+    Args:
+        source: as for `load_checkpoint`, which `layout` and `num_classes` are handed to.
+        destination: the file, as for `save_checkpoint`.
+        format: of the destination.
+        layout: the skeleton, where the source does not tell.
+        num_classes: replace the classifier by a fresh one, the same one at every call.
+        optimizer: file whose optimizer state goes along; "" is the source.
+
+    Raises:
+        UserError: a file that cannot be read or written, or a model that the format could not hold.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"a classifier of {num_classes} classes is asked for, expected 1 or more")
+    if num_classes is not None and optimizer is not None:
+        raise UserError("a fresh classifier has no optimizer state; leave out --finetune or --optimizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_checkpoint(source, backend="reference", layout=layout, num_classes=num_classes)
+    state = None if optimizer is None else load_optimizer(optimizer or source, model)
+    about = None if num_classes is not None else _about(load_file(source))
+    save_checkpoint(model, destination, format, optimizer=state, about=about)
+    return str(model.source)
+
+
+def describe_file(
+    path: str | os.PathLike[str], *, layout: str | Layout | Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays, as JSON can hold it: format, sizes, notes, optimizer and position.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    content = load_file(path)
+    model = load_checkpoint(path, backend="reference", layout=layout)
+    with _naming(path):
+        found = {"format": model.source, "parameters": sum(p.numel() for p in model.parameters())}
+        found["hparams"] = model.hparams
+        found["about"] = _about(content)
+        optimizer = _optimizer_in(content)
+        if optimizer is not None:
+            held = optimizer.get("state") or {}
+            group = {key: value for key, value in _plain(optimizer["param_groups"][0]).items() if key != "params"}
+            found["optimizer"] = {"arrays_of": len(held), "settings": group}
+        if isinstance(content.get("training"), Mapping):
+            position = content["training"]["position"]
+            found["training"] = {key: position[key] for key in ("epoch", "step", "best")}
+    return found
+
+
+def _about(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says about its weights: our notes, or the plain entries of OpenMMLab's `meta`."""
+    found = _plain(content.get("meta")) | _plain(content.get("about"))
+    return {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def _plain(mapping: Any) -> dict[str, Any]:
+    """The entries that are plain values and short."""
+    items = mapping.items() if isinstance(mapping, Mapping) else ()
+    return {
+        str(key): value
+        for key, value in items
+        if isinstance(value, bool | int | float | str | None) and len(str(value)) <= 200
+    }
 
 
 def _weights(content: Mapping[str, Any]) -> tuple[State, str]:
     """The state dict in a file's content, without DataParallel's prefixes, and the format."""
-    inside = content.get("state_dict", content)
-    if not isinstance(inside, dict) or not all(isinstance(value, Tensor) for value in inside.values()):
+    if "optimizer_states" in content:
+        raise UserError("it holds the optimizer's state alone; the weights of that epoch are in weights/weights-*.pt")
+    inside = next((content[name] for name in _INSIDE if isinstance(content.get(name), Mapping)), content)
+    if not inside or not all(isinstance(value, Tensor) for value in inside.values()):
         raise UserError(
             f"no state dict in it (found {', '.join(map(str, list(content)[:4]))}); expected MS-G3D weights"
         )
-    state = {re.sub(r"^.*\bmodule\.", "", key): value for key, value in inside.items()}
+    state = {re.sub(r"^.*\b(module|_orig_mod)\.", "", str(key)): value for key, value in inside.items()}
+    state = {key: value for key, value in state.items() if not key.startswith("data_preprocessor.")}
     source = recognise(state)
     if content.get("format") != "msg3d_fast":
         return state, source

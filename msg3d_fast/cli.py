@@ -101,7 +101,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command = verb(
         "test",
         _test,
-        "Test a checkpoint: metrics.json, scores.npz and confusion.png in the run folder.",
+        "Test a checkpoint: metrics, scores by id, confusion matrix, per-class table, worst clips in the run folder.",
         "msg3d-fast test --run-dir runs/quickstart --test.num_clips=1",
         settings,
     )
@@ -109,16 +109,29 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command.add_argument("--checkpoint", metavar="FILE", help="any upstream's or ours; default: the run folder's")
     _run_dir(command)
     command = verb(
+        "ensemble",
+        _ensemble,
+        "Fuse the scores of several streams or runs, joined by sample id, and report as a test does.",
+        "msg3d-fast ensemble runs/j runs/b runs/jm runs/bm --out runs/four",
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="scores.npz, run folder, or an upstream's pickle")
+    command.add_argument("--weights", nargs="+", type=float, metavar="W", help="default: equal; 2 2 1 1 for four")
+    command.add_argument(
+        "--tune", nargs="+", default=[], metavar="FILE", help="search the weights on these scores of a validation split"
+    )
+    command.add_argument("--average", default="prob", choices=("prob", "score"), help="add probabilities, or logits")
+    command.add_argument("--data", metavar="FILE", help="data set with the ids and labels that upstreams' files lack")
+    command.add_argument("--split", metavar="NAME", help="split of it that was tested")
+    command.add_argument("--out", default="runs/ensemble", metavar="DIR", help="default: runs/ensemble")
+    command = verb(
         "prepare",
         _prepare,
         "Check a data set and write it as a memory-mapped store, which training reads without loading it whole.",
-        "msg3d-fast prepare ntu60_2d.pkl data/ntu60_2d",
+        "msg3d-fast prepare nturgb+d_skeletons/ data/ntu60 --format ntu60 --missing missing_skeletons.txt\n"
+        "  msg3d-fast prepare ntu60_2d.pkl data/ntu60_2d\n"
+        "  msg3d-fast prepare --check data/ntu60",
     )
-    command.add_argument("source", help="annotation .pkl, ragged .npz or store folder")
-    command.add_argument("destination", help="folder of the new store")
-    command.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
-    command.add_argument("--channels", choices=("xy", "xys", "xyz"), help="where the file does not tell them")
-    command.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="of the stored joints")
+    _prepare_options(command)
     _checkpoint_verbs(
         verb("checkpoint", None, "Look at a checkpoint, or convert it.", "msg3d-fast checkpoint info best.ckpt")
     )
@@ -129,6 +142,43 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     return parser, commands.choices
 
 
+def _prepare_options(command: argparse.ArgumentParser) -> None:
+    help_without_formats = command.format_help
+
+    def format_help() -> str:  # the readers load torch: only on demand
+        from .data.readers import FORMATS
+
+        formats = "".join(f"\n  {one.name:<14}{one.title}" for one in FORMATS.values())
+        also = "and stores, ragged .npz, embedded, synthetic"
+        return f"{help_without_formats()}\nformats, told from the files ({also}):{formats}\n"
+
+    command.format_help = format_help
+    command.add_argument("source", nargs="?", help="file, zip or folder of a known format, or a store")
+    command.add_argument("destination", nargs="?", help="folder of the new store")
+    command.add_argument("--check", metavar="STORE", help="read every byte of a store against its checksums, no more")
+    command.add_argument("--format", metavar="NAME", help="where the files do not tell it")
+    command.add_argument("--layout", metavar="NAME", help="skeleton, where the files do not tell it")
+    command.add_argument("--channels", choices=("xy", "xys", "xyz"), help="where the files do not tell them")
+    command.add_argument("--dtype", default="float16", choices=("float16", "float32"), help="of the stored joints")
+    command.add_argument(
+        "--semantics",
+        default="mmaction2",
+        choices=("mmaction2", "pyskl", "original"),
+        help="whose conversion of raw NTU RGB+D; default: %(default)s",
+    )
+    command.add_argument(
+        "--missing", metavar="FILE", help="files to leave out, such as NTU's list of missing skeletons"
+    )
+    command.add_argument("--labels", metavar="CSV", help="id,label[,split] of clips whose files do not tell them")
+    command.add_argument("--table", metavar="YAML", help="how tables of your own are laid out")
+    command.add_argument("--skeletons", metavar="DIR", help="where the skeletons of an index such as k400_2d.pkl lie")
+    command.add_argument("--valid-ratio", type=float, metavar="P", help="least part of frames with a box, of an index")
+    command.add_argument("--box-thr", type=float, metavar="P", help="score from which a box counts; with a ratio: 0.5")
+    command.add_argument("--max-person", type=int, metavar="M", help="most persons of a clip, the most confident ones")
+    command.add_argument("--img-shape", type=int, nargs=2, metavar=("H", "W"), help="pixels, where files do not tell")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that read; default: one per processor")
+
+
 def _run_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument("--run-dir", metavar="DIR", help="run folder; default: runs/<name of the configuration>")
 
@@ -137,16 +187,28 @@ def _checkpoint_verbs(command: argparse.ArgumentParser) -> None:
     verbs = command.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser, required=True)
     info = verbs.add_parser("info", help="what a file holds", epilog="example:\n  msg3d-fast checkpoint info best.ckpt")
     info.add_argument("file")
+    info.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(call=_checkpoint_info)
     convert = verbs.add_parser(
         "convert",
         help="write it in another format",
         epilog="example:\n  msg3d-fast checkpoint convert ntu60.pth ntu60.ckpt\n"
-        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.pth --format mmaction2",
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.pth --format mmaction2\n"
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.safetensors",
     )
     convert.add_argument("source")
     convert.add_argument("destination")
     convert.add_argument("--format", default="msg3d_fast", choices=("msg3d_fast", "mmaction2", "pyskl", "original"))
+    convert.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    convert.add_argument("--finetune", type=int, metavar="N", help="replace the classifier by a fresh one of N classes")
+    convert.add_argument(
+        "--optimizer",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="take the optimizer state along, from the source or from FILE (the authors' checkpoints/checkpoint-*.pt)",
+    )
     convert.set_defaults(call=_checkpoint_convert)
 
 
@@ -179,15 +241,40 @@ def _test(options: argparse.Namespace) -> None:
     metrics = evaluation.evaluate(config, folder, options.checkpoint)
     if distributed.rank() == 0:
         _say_metrics(metrics)
-        print(f"wrote {folder}: confusion.png, metrics.json, scores.npz")
+        print(f"wrote {folder}: {', '.join(sorted(p.name for p in folder.glob('[!.]*')))}")
     distributed.stop()
 
 
 def _say_metrics(metrics: dict[str, Any]) -> None:
-    print(
-        f"test: {metrics['num_samples']} samples x {metrics['num_clips']} clips, top-1 {metrics['top1']:.4f}, "
-        f"top-5 {metrics['top5']:.4f}, mean class {metrics['mean_class']:.4f}, {metrics['seconds']:.1f} s"
+    size = f"{metrics['num_samples']} samples x {metrics['num_clips']} clips"
+    print(f"test: {size}, {_accuracy(metrics)}, {metrics['seconds']:.1f} s")
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    names = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "mAP": "mAP", "mmit_mAP": "mAP per sample"}
+    return ", ".join(f"{name} {metrics[key]:.4f}" for key, name in names.items() if key in metrics)
+
+
+def _ensemble(options: argparse.Namespace) -> None:
+    from .ensemble import ensemble
+
+    metrics = ensemble(
+        options.files,
+        options.out,
+        weights=options.weights,
+        tune=options.tune,
+        average=options.average,
+        data_path=options.data,
+        split=options.split,
     )
+    for one in metrics["members"]:
+        stream = f" ({one['stream']})" if one["stream"] else ""
+        print(f"{_accuracy(one).split(',')[0]}  weight {one['weight']:g}  {one['file']}{stream}")
+    if metrics.get("tuned_on_reported"):
+        number = f"{metrics['tuned_on_reported']} of {metrics['num_samples']}"
+        print(f"note: the weights were chosen on {number} of the reported samples: the accuracy below is optimistic")
+    print(f"fusion: {metrics['num_samples']} samples, {_accuracy(metrics)}")
+    print(f"wrote {options.out}: {', '.join(sorted(p.name for p in Path(options.out).glob('[!.]*')))}")
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -202,6 +289,18 @@ def _prepare(options: argparse.Namespace) -> None:
     from . import data
     from .progress import Progress
 
+    if options.check is not None:
+        if options.source is not None:
+            raise UserError(f"prepare: --check {options.check} takes no source; leave {options.source!r} out")
+        _say_store("checked", options.check, data.check_store(options.check))
+        return
+    if options.destination is None:
+        raise UserError(
+            "prepare: give a source and a destination, the folder of the new store, or --check STORE; see --help"
+        )
+    named = {"missing", "labels", "table", "skeletons"}
+    rest = {name: getattr(options, name) for name in ("semantics", "valid_ratio", "box_thr", "max_person")}
+    rest |= {name: Path(path) for name in named if (path := getattr(options, name)) is not None}
     with Progress(f"preparing {options.destination}", 1) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -212,41 +311,55 @@ def _prepare(options: argparse.Namespace) -> None:
             options.source,
             options.destination,
             dtype=options.dtype,
+            format=options.format,
             layout=options.layout,
             channels=options.channels,
+            workers=options.workers or data.default_workers(),
             progress=progress,
+            img_shape=options.img_shape and tuple(options.img_shape),
+            **rest,
         )
     for note in clips.notes:
         print(note)
+    _say_store("wrote", options.destination, clips)
+
+
+def _say_store(did: str, place: str, clips: Any) -> None:
     splits = ", ".join(f"{name} {int(mask.sum())}" for name, mask in clips.splits.items())
     print(
-        f"wrote {options.destination}: {len(clips)} clips, {clips.num_classes} classes, layout {clips.layout.name}, "
+        f"{did} {place}: {len(clips)} clips, {clips.num_classes} classes, layout {clips.layout.name}, "
         f"channels {clips.channels}, splits {splits or 'none'}, fingerprint {clips.fingerprint()[:12]}"
     )
 
 
 def _checkpoint_info(options: argparse.Namespace) -> None:
-    from .checkpoint import load_checkpoint, load_file
+    import json
 
-    model = load_checkpoint(options.file, backend="reference")
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{options.file}: format {model.source}, {parameters:.2f} M parameters")
-    for key, value in model.hparams.items():
-        print(f"  {key}: {value}")
-    training = load_file(options.file).get("training")
-    if training is not None:
-        position = training["position"]
-        print(
-            f"  training state: {position['epoch']} epochs, {position['step']} steps, best top-1 {position['best']:.4f}"
-        )
+    from .checkpoint import describe_file
+
+    found = describe_file(options.file, layout=options.layout)
+    if options.json:
+        print(json.dumps({"file": options.file, **found}, indent=2))
+        return
+    print(f"{options.file}: format {found['format']}, {found['parameters'] / 1e6:.2f} M parameters")
+    for part in ("hparams", "about", "optimizer", "training"):
+        for key, value in found.get(part, {}).items():
+            print(f"  {'' if part == 'hparams' else part + ' '}{key}: {value}")
 
 
 def _checkpoint_convert(options: argparse.Namespace) -> None:
-    from .checkpoint import load_checkpoint, save_checkpoint
+    from .checkpoint import convert_file
 
-    model = load_checkpoint(options.source, backend="reference")
-    save_checkpoint(model, options.destination, format=options.format)
-    print(f"wrote {options.destination}: {options.format}, from {model.source}")
+    source = convert_file(
+        options.source,
+        options.destination,
+        options.format,
+        layout=options.layout,
+        num_classes=options.finetune,
+        optimizer=options.optimizer,
+    )
+    left_out = "" if options.optimizer is not None else "; optimizer state and history left out"
+    print(f"wrote {options.destination}: {options.format}, from {source}{left_out}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

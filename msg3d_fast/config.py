@@ -24,7 +24,10 @@ PACKAGED = Path(__file__).parent / "configs"
 
 def option(default: Any, doc: str, *, at_least: float | None = None, at_most: float | None = None) -> Any:
     """A dataclass field with its one-line documentation and the range of its values."""
-    return field(default=default, metadata={"doc": doc, "at_least": at_least, "at_most": at_most})
+    metadata = {"doc": doc, "at_least": at_least, "at_most": at_most}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -53,6 +56,7 @@ class AugmentConfig:
     scale: float = option(0.0, "largest relative change of each coordinate", at_least=0, at_most=1)
     noise: float = option(0.0, "standard deviation, as a part of the diagonal of the skeleton's box", at_least=0)
     flip: float = option(0.0, "probability of mirroring", at_least=0, at_most=1)
+    crop: float = option(1.0, "smallest part of a sample that a training clip is drawn from", at_least=0, at_most=1)
 
 
 @dataclass
@@ -63,10 +67,12 @@ class DataConfig:
     test_split: str | None = option("val", "split of the final test; null: every clip")
     stream: Literal["j", "b", "jm", "bm"] = option("j", "joint, bone, joint motion or bone motion")
     clip_len: int = option(100, "frames sampled from each clip", at_least=1)
-    normalize: Literal["auto", "2d", "3d", "box", "none"] = option(
-        "auto", "by image size, body axes or clip box; auto: what the data allow"
+    normalize: Literal["auto", "2d", "3d", "center", "box", "none"] = option(
+        "auto", "by image size, body axes, body centre alone or clip box; auto: what the data allow"
     )
-    semantics: Literal["mmaction2", "pyskl"] = option("mmaction2", "whose normalisation where upstreams differ")
+    semantics: Literal["mmaction2", "pyskl", "original"] = option(
+        "mmaction2", "whose normalisation where upstreams differ; original: whole clips, padded to clip_len"
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -78,10 +84,31 @@ class TrainConfig:
     micro_batch: int = option(
         16, "most clips per forward pass of a process; batch statistics are taken over it", at_least=1
     )
-    lr: float = option(0.1, "learning rate before the first step; falls to 0 as a cosine, step by step", at_least=0)
-    momentum: float = option(0.9, "Nesterov momentum", at_least=0, at_most=1)
+    drop_last: bool = option(False, "leave out the last step of an epoch where its batch is not full")
+    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "sgd with Nesterov momentum, adam or adamw")
+    lr: float = option(0.1, "learning rate before the first step, or after the warm-up", at_least=0)
+    lr_batch: int | None = option(None, "batch size that lr is meant for: another one scales it; null: as it is")
+    schedule: Literal["cosine", "step"] = option("cosine", "cosine: falls to 0 step by step; step: by milestones")
+    milestones: list[int] = option([], "epochs at which the step schedule multiplies the rate by gamma", at_least=1)
+    gamma: float = option(0.1, "factor of the step schedule", at_least=0)
+    warmup_epochs: float = option(0.0, "epochs in which the rate rises linearly", at_least=0)
+    momentum: float = option(0.9, "of sgd; the first beta of adam and adamw", at_least=0, at_most=1)
     weight_decay: float = option(5e-4, "on all parameters", at_least=0)
+    clip_grad: float | None = option(None, "largest norm of the gradient; null: any", at_least=1e-6)
+    loss: Literal["auto", "cross_entropy", "bce", "focal"] = option(
+        "auto", "auto: cross_entropy, or bce where clips have several labels"
+    )
     label_smoothing: float = option(0.0, "share of the label spread over all classes", at_least=0, at_most=1)
+    class_weights: str | list[float] | None = option(
+        None, "of the loss: balanced, effective (class-balanced loss) or a number for each class"
+    )
+    focal_gamma: float = option(2.0, "exponent of the focal loss", at_least=0)
+    class_prob: str | list[float] | dict[int, float] | None = option(
+        None, "times a pass takes the clips of a class: balanced, a number for each, or {class: number}"
+    )
+    ema: float = option(0.0, "decay of the average of the weights that is tested and saved; 0: none", at_least=0)
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "bf16, fp16: automatic mixed precision")
+    sync_bn: bool = option(False, "batch statistics over all processes instead of each one's own")
     save_every: int = option(500, "optimizer steps between saves of last.ckpt within an epoch", at_least=1)
 
 
@@ -98,6 +125,7 @@ class Config:
     name: str = option("", "name of the run folder; empty: the configuration's, and the stream if overridden")
     seed: int = option(0, "of initialisation, sample order and augmentation", at_least=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    deterministic: bool = option(False, "on CUDA, only algorithms that repeat bit for bit; on the CPU they always do")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -231,8 +259,8 @@ def _checked(value: Any, hint: Any, what: str, info: Any) -> Any:
         if value not in choices:
             raise UserError(f"{what} is {value!r}; {suggest(str(value), list(choices))}")
         return value
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(kind) or kind for kind in hints)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
@@ -244,12 +272,16 @@ def _checked(value: Any, hint: Any, what: str, info: Any) -> Any:
         names = {
             type(None): "null",
             dict: "a mapping",
+            list: "a list",
             int: "a whole number",
             float: "a number",
             str: "text",
             bool: "true or false",
         }
         raise UserError(f"{what} is {value!r}, expected {' or '.join(names[kind] for kind in kinds)}")
+    if isinstance(value, list):
+        (element,) = typing.get_args(hints[kinds.index(list)])
+        return [_checked(one, element, f"{what}[{i}]", info) for i, one in enumerate(value)]
     if isinstance(value, int | float):
         low, high = info["at_least"], info["at_most"]
         if value != value or (low is not None and value < low) or (high is not None and value > high):

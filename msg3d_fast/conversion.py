@@ -76,6 +76,59 @@ def convert_state_dict(
     return converted
 
 
+def convert_optimizer(
+    optimizer: Mapping[str, Any], state: Mapping[str, Tensor], source: str, target: str
+) -> dict[str, Any]:
+    """An optimizer's state for the same network under another upstream's shapes.
+
+    All upstreams and we number the parameters alike, in the order of the state dict. What has the shape of a residual
+    adjacency, such as its momentum, is transposed between the authors' orientation and the others'.
+
+    Args:
+        optimizer: what `Optimizer.state_dict` gave: "state" by number, and "param_groups".
+        state: the network's state dict with mmaction2's keys.
+        source: the upstream whose shapes the optimizer state has.
+        target: the one whose shapes are wanted.
+
+    Raises:
+        UserError: the state is that of another network.
+    """
+    names = [key for key in state if not key.endswith((".A", "running_mean", "running_var", "num_batches_tracked"))]
+    numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+    if sorted(numbers) != list(range(len(names))):
+        raise UserError(
+            f"its optimizer state is of {len(numbers)} parameters, the network has {len(names)}; give the file of the "
+            "same training"
+        )
+    position = {number: i for i, number in enumerate(numbers)}
+    converted = {}
+    for number, values in (optimizer.get("state") or {}).items():
+        if number not in position:
+            raise UserError(f"its optimizer state has an entry {number!r:.20}, which no parameter has; save it again")
+        name = names[position[number]]
+        shape = state[name].shape
+        held = shape if source != "original" or not name.endswith("PA") else (shape[0] * shape[1], shape[2])
+        entry = {}
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim:
+                if tuple(value.shape) != tuple(held):
+                    raise UserError(
+                        f"its {key} of {name} is {tuple(value.shape)}, expected {tuple(held)}; give the file of the "
+                        "same training"
+                    )
+                if name.endswith("PA") and "original" in (source, target) and source != target:
+                    value = value.reshape(shape).mT.contiguous()
+                    value = value.reshape(-1, shape[2]) if target == "original" else value
+            entry[key] = value
+        converted[position[number]] = entry
+    groups, start = [], 0
+    for group in optimizer["param_groups"]:
+        numbers_of = list(range(start, start + len(group["params"])))
+        groups.append({**group, "params": numbers_of})
+        start += len(numbers_of)
+    return {"state": converted, "param_groups": groups}
+
+
 def _authors_A(layout: Layout, like: Tensor) -> Tensor:
     """The authors' A for a residual (K, tau*V, tau*V) of the same type."""
     return adjacency(layout, len(like), like.shape[1] // layout.num_joints, "original").to(like)

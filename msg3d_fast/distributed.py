@@ -4,12 +4,16 @@ torchrun sets RANK, WORLD_SIZE and LOCAL_RANK for the processes it starts; witho
 """
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import UserError
+
+T = TypeVar("T")
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,6 +75,14 @@ def total(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def shared(make: Callable[[], T]) -> T:
+    """What `make` returns on the first process, on all of them: only that one needs to see the file it reads."""
+    made = [make() if rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(made)
+    return made[0]
 
 
 def average_buffers(model: nn.Module) -> None:

@@ -85,7 +85,7 @@ def _training() -> str:
     if backend == "reference" or not _library.available():
         return "layer by layer; absent persons are computed like the others"
     return (
-        "whole blocks fused on the CPU, memory fast or low (model.memory); absent persons computed once for each slot "
+        "whole blocks fused on the CPU, layer by layer on a GPU; memory fast or low (model.memory); absent persons computed once for each slot "
         "and batch (model.skip_absent)"
     )
 
@@ -95,4 +95,39 @@ def _cuda() -> str:
         built = torch.version.cuda
         return "no device" if built else "no device; this torch was built without CUDA"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{', '.join(names)}, CUDA {torch.version.cuda}; no CUDA kernels yet, so the reference backend runs there"
+    found = f"{', '.join(names)}, CUDA {torch.version.cuda}"
+    if not _library.has_cuda():
+        return f"{found}; this build has no CUDA kernels, so the reference backend runs there"
+    devices = _library.info()["cuda_runtime"]["devices"]
+    without = [d["name"] for d in devices if not d["has_code"]]
+    if without:
+        return f"{found}; no code in this build for {', '.join(without)}: build with MSG3D_CUDA_ARCHS"
+    return f"{found}; kernels for all of them; self-test {_self_test()}"
+
+
+def _self_test() -> str:
+    """Graph convolutions of the network's kinds on the first GPU against the float64 reference on the CPU."""
+    torch.manual_seed(0)
+    for C, O, V, window in ((3, 96, 25, (5, 1, 1)), (96, 96, 25, (1, 1, 1)), (96, 96, 17, (3, 2, 1))):  # noqa: E741
+        nodes, K = window[0] * V, 4
+        shapes = (2, C, 40, V), (K, nodes, nodes), (O, K, C), (O,)
+        exact = [torch.randn(shape, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
+        expected = _answer("reference", exact, window)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            inputs = [tensor.to(dtype) for tensor in exact]
+            eager = _answer("reference", [tensor.double() for tensor in inputs], window)
+            found = _answer("native", [tensor.cuda() for tensor in inputs], window)
+            for name, ours, theirs, right in zip(
+                ("y", "x", "A", "weight", "bias"), found, eager, expected, strict=True
+            ):
+                scale = right.abs().max()
+                off, rounding = ((t.double().cpu() - right).abs().max() / scale for t in (ours, theirs))
+                if not off <= 2 * rounding + 4 * torch.finfo(dtype).eps:
+                    return f"FAILED: {name} of C {C}, O {O}, window {window}, {dtype} is off by {off:.1e}; please report it"
+    return "passed"
+
+
+def _answer(backend: str, inputs: list[torch.Tensor], window: tuple[int, int, int]) -> list[torch.Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    y = ops.ms_g3d(*leaves, *window, backend=backend)
+    return [y.detach(), *torch.autograd.grad(y.square().mean(), leaves)]

@@ -4,18 +4,17 @@ Metrics are functions of NumPy arrays, with MMAction2's definitions: scores (N, 
 (N,) class indices, or (N, classes) zeros and ones for the multi-label ones. Means over no element are 0.
 """
 
+import csv
 import io
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from . import distributed, visualize
 from .checkpoint import load_checkpoint
@@ -51,18 +50,26 @@ def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(recall.mean()) if seen.any() else 0.0
 
 
-def average_clips(logits: np.ndarray, num_clips: int, average: str = "prob") -> np.ndarray:
+def probabilities(logits: np.ndarray, several: bool = False) -> np.ndarray:
+    """Softmax over the classes (N, classes), or the sigmoid of each where a sample may have several."""
+    if several:
+        return np.exp(-np.logaddexp(0, -logits))
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def average_clips(logits: np.ndarray, num_clips: int, average: str = "prob", several: bool = False) -> np.ndarray:
     """Mean over the clips of each sample: (N * clips, classes) -> (N, classes).
 
     Args:
         logits: clips of one sample stand together.
         num_clips: clips per sample.
-        average: "prob" takes the softmax first, "score" leaves the mean of the logits.
+        average: "prob" takes `probabilities` first, "score" leaves the mean of the logits.
+        several: whether a sample may have several classes.
     """
     logits = np.asarray(logits, np.float64)
     if average == "prob":
-        logits = np.exp(logits - logits.max(axis=1, keepdims=True))
-        logits /= logits.sum(axis=1, keepdims=True)
+        logits = probabilities(logits, several)
     return logits.reshape(-1, num_clips, logits.shape[1]).mean(axis=1)
 
 
@@ -96,11 +103,6 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return areas
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy of every sample against (1 - e) * one-hot + e / classes: (N, classes), (N,) -> (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-
-
 @torch.inference_mode()
 def predict_scores(
     model: Recognizer,
@@ -118,7 +120,7 @@ def predict_scores(
             came in.
         pipeline: in test mode; the clips of a sample are averaged.
         batch_size: most clips per forward pass; does not change the result.
-        average: "prob" or "score" as in `average_clips`; the mean of the logits goes through a softmax here.
+        average: "prob" or "score" as in `average_clips`; the mean of the logits becomes `probabilities` here.
         title: what the progress lines say.
         quiet: no progress lines.
 
@@ -131,28 +133,130 @@ def predict_scores(
     number = len(pipeline)
     scores = np.zeros((number, model.cls_head.fc.out_features))
     own = np.arange(number)[distributed.rank() :: distributed.world_size()]
-    samples = max(1, batch_size // pipeline.num_clips)
+    samples, several = max(1, batch_size // pipeline.num_clips), pipeline.clipset.multi_label
     with Progress(title, len(own), quiet=quiet or distributed.rank() > 0) as progress:
         for start in range(0, len(own), samples):
             part = own[start : start + samples]
             x, _ = pipeline.batch(part, 0)  # (n, clips, M, T, V, C)
             logits = torch.cat([net(piece.to(device)).double().cpu() for piece in x.flatten(0, 1).split(batch_size)])
-            averaged = average_clips(logits.numpy(), pipeline.num_clips, average)
-            scores[part] = averaged if average == "prob" else average_clips(averaged, 1)
+            averaged = average_clips(logits.numpy(), pipeline.num_clips, average, several)
+            scores[part] = averaged if average == "prob" else probabilities(averaged, several)
             progress.advance(len(part))
     model.train(was_training)
     return distributed.total(torch.from_numpy(scores).to(device)).cpu().numpy()
 
 
 def metrics_of(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`top1`, `top5`, `mean_class` and `loss`, the mean of -log p of the label."""
+    """The metrics of probabilities, the main one first.
+
+    `top1`, `top5`, `mean_class` and `loss`, the mean of -log p of the label; where samples may have several labels,
+    `mAP`, `mmit_mAP` and `loss`, the mean binary cross-entropy.
+    """
+    if labels.ndim == 2:
+        sure = np.clip(np.where(labels > 0, scores, 1 - scores), 1e-12, None)
+        mAP, mmit = mean_average_precision(scores, labels), mmit_mean_average_precision(scores, labels)
+        return {"mAP": mAP, "mmit_mAP": mmit, "loss": float(-np.log(sure).mean())}
     top1, top5 = topk_accuracy(scores, labels)
     loss = -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean()
     return {"top1": top1, "top5": top5, "mean_class": mean_class_accuracy(scores, labels), "loss": float(loss)}
 
 
+def per_class_table(scores: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> str:
+    """CSV, one line per class: samples, correct ones, recall, precision, and the class it is most often taken for.
+
+    Where samples may have several labels: the samples that have it, and the average precision.
+    """
+    if labels.ndim == 2:
+        precision = ("" if np.isnan(area) else f"{area:.4f}" for area in _average_precision(scores.T, labels.T))
+        rows = [(i, _class_name(names, i), int(labels[:, i].sum()), area) for i, area in enumerate(precision)]
+        return csv_text(("class", "name", "samples", "average_precision"), rows)
+    matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
+    wrong = matrix - np.diag(np.diag(matrix))
+    rows = []
+    for i, (samples, predicted, hits) in enumerate(zip(matrix.sum(1), matrix.sum(0), np.diag(matrix), strict=True)):
+        other = int(wrong[i].argmax())
+        mistaken = (_class_name(names, other), wrong[i, other]) if wrong[i, other] else ("", "")
+        recall, precision = (f"{hits / count:.4f}" if count else "" for count in (samples, predicted))
+        rows.append((i, _class_name(names, i), samples, hits, recall, predicted, precision, *mistaken))
+    header = ("class", "name", "samples", "correct", "recall", "predicted", "precision", "mistaken_for", "times")
+    return csv_text(header, rows)
+
+
+def worst_clips(
+    ids: Sequence[str], scores: np.ndarray, labels: np.ndarray, names: Sequence[str] = (), count: int = 100
+) -> str:
+    """CSV of the `count` clips whose own class has the lowest probability, lowest first."""
+    own = scores[np.arange(len(labels)), labels]
+    order, predicted = np.argsort(own, kind="stable")[:count], scores.argmax(axis=1)
+    rows = [
+        (
+            ids[i],
+            _class_name(names, labels[i]),
+            f"{own[i]:.4f}",
+            _class_name(names, predicted[i]),
+            f"{scores[i, predicted[i]]:.4f}",
+        )
+        for i in order
+    ]
+    return csv_text(("id", "true", "probability", "predicted", "its_probability"), rows)
+
+
+def _class_name(names: Sequence[str], number: int) -> str:
+    return str(names[number]) if number < len(names) else str(number)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV text."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def write_report(
+    folder: RunFolder,
+    ids: Sequence[str] | np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    metrics: Mapping[str, Any],
+    stream: str = "",
+) -> None:
+    """Writes what a test leaves in its folder, metrics.json last.
+
+    scores.npz (`ids`, `scores`, `labels`, `confusion`, `label_names`, `stream`), confusion.png, per_class.csv,
+    worst_clips.csv and metrics.json; where samples may have several labels, no confusion matrix and no worst_clips.csv.
+
+    Args:
+        folder: locked run folder.
+        ids: (N,) names of the samples.
+        scores: probabilities (N, classes).
+        labels: int (N,), or (N, classes) of zeros and ones.
+        names: of the classes.
+        metrics: content of metrics.json.
+        stream: "j", "b", "jm" or "bm", where the scores are one stream's.
+    """
+    arrays = {
+        "ids": np.asarray(ids),
+        "scores": scores.astype(np.float32),
+        "labels": labels,
+        "label_names": np.asarray(names),
+        "stream": np.asarray(stream),
+    }
+    if labels.ndim == 1:
+        arrays["confusion"] = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
+        folder.write("confusion.png", visualize.confusion_figure(arrays["confusion"], names))
+        folder.write("worst_clips.csv", worst_clips(ids, scores, labels, names))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    folder.write("scores.npz", buffer.getvalue())
+    folder.write("per_class.csv", per_class_table(scores, labels, names))
+    folder.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
 def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: TestConfig) -> dict[str, Any]:
-    """Scores every sample, writes metrics.json, scores.npz and confusion.png, and returns the metrics.
+    """Scores every sample, writes the report (see `write_report`) and returns the metrics.
 
     Args:
         model: network, on the device to use.
@@ -174,19 +278,7 @@ def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: Tes
         "seconds": round(time.monotonic() - start, 2),
     }
     if folder.writes:
-        matrix = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            ids=np.asarray(clips.frame_dir),
-            scores=scores.astype(np.float32),
-            labels=labels,
-            confusion=matrix,
-            label_names=np.asarray(clips.label_names),
-        )
-        folder.write("scores.npz", buffer.getvalue())
-        folder.write("confusion.png", visualize.confusion_figure(matrix, clips.label_names))
-        folder.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_report(folder, clips.frame_dir, scores, labels, clips.label_names, metrics, pipeline.stream)
     return metrics
 
 
@@ -195,7 +287,7 @@ def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None 
 
     Args:
         config: data, test and device settings; the network is the checkpoint's.
-        run_dir: where metrics.json, scores.npz and confusion.png go.
+        run_dir: where the report goes.
         checkpoint: of any of the upstreams or ours; by default the run folder's that `test.checkpoint` names.
 
     Raises:

@@ -1,7 +1,8 @@
 """What a configuration stands for: its clips, its pipelines and its network, checked against each other."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import torch
 
 from . import _library, data, ops
@@ -19,8 +20,8 @@ def choose_backend(config: Config, device: torch.device) -> tuple[str, str]:
         UserError: an unknown backend, or the native one where its library is missing.
     """
     backend = ops.resolve_backend(config.model.backend)
-    if device.type == "cuda" and backend == "native":
-        return "reference", "this version has no CUDA kernels: running the reference backend on CUDA"
+    if device.type == "cuda" and backend == "native" and not _library.has_cuda():
+        return "reference", "this build has no CUDA kernels: running the reference backend on CUDA"
     if backend == "native":
         _library.require()
     return backend, ""
@@ -45,6 +46,8 @@ def open_clips(config: Config) -> data.ClipSet:
                 f"{layout.name} with {layout.num_joints}; set --model.layout, or null to take the data's"
             )
     classes = config.model.num_classes or clips.num_classes
+    if clips.multi_label:
+        return _with_classes(config, clips, classes)
     bad = (clips.label < 0) | (clips.label >= classes)
     if bad.any():
         first = int(bad.argmax())
@@ -53,6 +56,19 @@ def open_clips(config: Config) -> data.ClipSet:
             f"{classes - 1} ({int(bad.sum())} such clips); set --model.num_classes or correct the file"
         )
     return clips
+
+
+def _with_classes(config: Config, clips: data.ClipSet, classes: int) -> data.ClipSet:
+    """Multi-label clips with one column for each class of the network."""
+    if (beyond := clips.label[:, classes:].any(1)).any():
+        raise UserError(
+            f"{config.data.path}: clip {clips.frame_dir[beyond.argmax()]} has labels beyond the {classes} classes of "
+            f"model.num_classes ({int(beyond.sum())} such clips); set --model.num_classes={clips.num_classes}"
+        )
+    label = np.zeros((len(clips), classes), np.uint8)
+    label[:, : clips.num_classes] = clips.label[:, :classes]
+    names = (*clips.label_names[:classes], *map(str, range(clips.num_classes, classes)))
+    return replace(clips, label=label, label_names=names)
 
 
 def person_slots(config: Config, clips: data.ClipSet) -> int:

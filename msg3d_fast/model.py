@@ -135,7 +135,9 @@ class MSG3D(nn.Module):
     def _may_merge(self, clips: Tensor, step: blocks.Step | None) -> bool:
         if not self.skip_absent or self.backend == "reference" or type(clips) is not Tensor:
             return False
-        if clips.device.type != "cpu" or clips.requires_grad or torch.compiler.is_compiling():
+        if clips.device.type not in ("cpu", "cuda") or clips.requires_grad or torch.compiler.is_compiling():
+            return False
+        if clips.is_cuda and torch.cuda.is_current_stream_capturing():  # a graph holds no decisions on values
             return False
         return not self.training or (step is not None and not self.tcn1.drop.p)
 

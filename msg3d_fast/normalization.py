@@ -10,6 +10,7 @@ rows are added by torch's pairwise sums, which do not lose them.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -52,3 +53,60 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(var.flatten() * (rows / (rows - 1)), self.momentum)
         return y
+
+
+class _Total(torch.autograd.Function):
+    """Sum over the processes; so is its gradient, since every process has a loss of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose statistics in training are those of the batches of all processes, on any device.
+
+    torch's own is for GPUs only. Parameters, buffers and their names are those of the layer that it replaces. Where
+    `alone` is set, a process runs by itself.
+    """
+
+    alone = False
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.alone or not dist.is_initialized():
+            return super().forward(x)
+        wide = x if x.dtype == torch.float64 else x.float()
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        rows = wide.new_tensor([x.numel() // x.shape[1]])
+        *total, count = _Total.apply(torch.cat([wide.sum(axes), rows])).split([x.shape[1], 1])
+        mean = (total[0] / count).view(shape)
+        centred = wide - mean
+        var = _Total.apply((centred * centred).sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.flatten().to(self.running_mean), self.momentum)
+            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)
+
+
+def synchronize(model: nn.Module) -> None:
+    """Replace every batch normalisation of `model` by one over all processes, with its parameters and buffers."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                sync = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+                sync._parameters, sync._buffers, sync.training = child._parameters, child._buffers, child.training
+                setattr(module, name, sync)

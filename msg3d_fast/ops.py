@@ -74,13 +74,17 @@ def ms_g3d(
     Memory and determinism: the native backend materialises no tensor of scales or windows, forwards or backwards; its
     workspace does not grow with N or T. Results repeat bit for bit, for any number of threads. Under autocast the CPU
     runs in float32 and returns float32, whatever autocast's type; a GPU runs and returns autocast's type and sums in
-    float32. Gradients cannot be differentiated again.
+    float32; the reference runs in that type. Gradients cannot be differentiated again.
 
     Equivalent to `reference.ms_g3d`.
     """
     chosen = resolve_backend(backend)
     if chosen != "reference":
         x, A, weight, bias = _prepared(chosen, x, A, weight, bias)
+    elif torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)  # as upstream's einsum and convolution do
+        x, A, weight = x.to(dtype), A.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     _check(x, A, weight, bias, window_size, window_stride, window_dilation)
     if chosen == "reference":
         return reference.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)

@@ -41,6 +41,8 @@ class RunFolder:
             raise UserError(
                 f"run folder {self.path}: {reason}; wait for it, or choose another with --run-dir"
             ) from error
+        for leftover in self.path.glob(".*.part*"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Training: SGD with Nesterov momentum under a cosine, alone or under torchrun, exactly resumable.
+"""Training: alone or under torchrun, exactly resumable.
 
     torchrun --standalone --nproc-per-node N scripts/train.py --config NAME
 
@@ -22,11 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import distributed, evaluation, visualize
-from .checkpoint import load_checkpoint, load_file, save_checkpoint
+from . import distributed, evaluation, guard, visualize
+from .checkpoint import load_file, save_checkpoint
 from .config import Config
+from .data import Order
 from .errors import UserError
 from .experiment import build_model, choose_backend, make_pipeline, open_clips, person_slots
+from .losses import Loss, class_weights
+from .normalization import synchronize
+from .optimization import Descent
 from .progress import Progress, duration
 from .run_folder import RunFolder
 
@@ -43,20 +47,6 @@ FREE = (
 )
 
 
-def cosine_lr(base: float, step: int, steps: int) -> float:
-    """Learning rate before step `step` of `steps`: base * (1 + cos(pi * step / steps)) / 2."""
-    return 0.5 * base * (1 + math.cos(math.pi * step / steps))
-
-
-def epoch_order(number: int, repeat: int, seed: int, epoch: int, multiple: int = 1) -> np.ndarray:
-    """Positions 0 ... number * repeat - 1 in random order; position p is sample p % number in pass p // number.
-
-    The first ones come again at the end until the length is a multiple of `multiple`, the number of processes.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(number * repeat)
-    return np.resize(order, len(order) + -len(order) % multiple)
-
-
 def micro_batches(batch: np.ndarray, rank: int, world_size: int, largest: int) -> list[np.ndarray]:
     """The share of one process in a step's batch, cut into equal parts of at most `largest`."""
     share = batch.reshape(world_size, -1)[rank]
@@ -71,7 +61,7 @@ class Position:
     step: int = 0  # steps done in this epoch
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss, hits and clips of this epoch so far
     seconds: float = 0.0  # of this epoch so far
-    best: float = -1.0  # validation top-1
+    best: float = -1.0  # validation top-1, or mean average precision
     history: list[dict[str, Any]] = field(default_factory=list)  # one mapping per finished epoch
 
 
@@ -98,32 +88,41 @@ class Trainer:
             raise UserError("test.checkpoint is best, but data.val_split is null; set one, or --test.checkpoint=last")
         backend, note = choose_backend(config, device)
         self.config, self.folder, self.device = config, folder, device
-        saved = load_file(folder / "last.ckpt") if resume and (folder / "last.ckpt").exists() else None
+        saved = distributed.shared(self._saved) if resume else None
         if saved is not None:
             config = replace(config, model=replace(config.model, checkpoint=None))
         clips = open_clips(config)
         self.fingerprint = clips.fingerprint()
-        slots = person_slots(config, clips)
+        slots, t = person_slots(config, clips), config.train
         self.train = make_pipeline(config, clips, config.data.train_split, slots, training=True)
         split = config.data.val_split
         self.validation = None if split is None else make_pipeline(config, clips, split, slots)
         self.test = make_pipeline(config, clips, config.data.test_split, slots, num_clips=config.test.num_clips)
         torch.manual_seed(config.seed)
         self.model = build_model(config, clips, backend).to(device)
-        t = config.train
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), t.lr, momentum=t.momentum, weight_decay=t.weight_decay, nesterov=t.momentum > 0
+        if t.sync_bn:
+            synchronize(self.model)
+        classes, label = self.model.hparams["num_classes"], self.train.clipset.label
+        self.loss = Loss(
+            t.loss,
+            classes,
+            several=clips.multi_label,
+            label_smoothing=t.label_smoothing,
+            class_weights=class_weights(t.class_weights, label, classes),
+            gamma=t.focal_gamma,
         )
+        self.order = Order(self.train.clipset, t.repeat, config.seed, t.class_prob)
+        self.steps = len(self._batches(0))
+        self.descent = Descent(self.model, t, self.steps)
         self.position = Position()
         if saved is not None:
             self._restore(saved)
         self.replica: nn.Module = self.model
         if world > 1:
             self.replica = DistributedDataParallel(self.model, broadcast_buffers=False)
-        self.steps = math.ceil(len(self._order(0)) / t.batch_size)
         self._local = torch.zeros(3, dtype=torch.float64)  # what this process has yet to add to the epoch's sums
-        for note in clips.notes:
-            self._say(note)
+        for line in clips.notes:
+            self._say(line)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         self._say(
             f"training on {self.train.description}; testing on {len(self.test)}; {clips.num_classes} classes, "
@@ -146,12 +145,12 @@ class Trainer:
             while p.epoch < epochs:
                 self._epoch(progress)
                 progress.say(self._summary())
+        self.folder.write("log.csv", _csv(p.history))  # the last write may have been cut short
         self.folder.write("curves.png", visualize.curves_figure(p.history))
 
     def _epoch(self, progress: Progress) -> None:
         p, t = self.position, self.config.train
-        order = self._order(p.epoch)
-        batches = [order[i : i + t.batch_size] for i in range(0, len(order), t.batch_size)]
+        batches = self._batches(p.epoch)
         started = time.monotonic() - p.seconds
         self.model.train()
         with ThreadPoolExecutor(max_workers=1) as loader:
@@ -160,7 +159,7 @@ class Trainer:
                 parts = upcoming.result()
                 if p.step + 1 < self.steps:
                     upcoming = loader.submit(self._load, batches[p.step + 1])
-                self._step(parts, len(batches[p.step]))
+                self._step(parts, batches[p.step])
                 p.step += 1
                 p.seconds = time.monotonic() - started
                 if p.step % t.save_every == 0 and p.step < self.steps:
@@ -169,61 +168,95 @@ class Trainer:
                 progress.advance(fields=f"epoch {p.epoch + 1}/{t.epochs}")
         self._gather()
         loss, hits, number = p.sums
-        row: dict[str, Any] = {"epoch": p.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
+        row: dict[str, Any] = {"epoch": p.epoch + 1, "lr": self.descent.rate}
         row |= {"train_loss": loss / number, "train_top1": hits / number}
+        best = None
         if self.validation is not None:
-            scores = evaluation.predict_scores(self.model, self.validation, self.config.test.batch_size, quiet=True)
-            metrics = evaluation.metrics_of(scores, self.validation.clipset.label)
+            tested, size = self.descent.tested, self.config.test.batch_size
+            metrics = evaluation.metrics_of(
+                evaluation.predict_scores(tested, self.validation, size, quiet=True), self.validation.clipset.label
+            )
             row |= {f"val_{key}": value for key, value in metrics.items()}
+            best = next(iter(metrics.values()))
         row["seconds"] = round(time.monotonic() - started, 2)
         p.history.append(row)
         p.epoch, p.step, p.sums, p.seconds = p.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
-        if row.get("val_top1", -1.0) > p.best:
-            p.best = row["val_top1"]
+        if best is not None and best > p.best:
+            p.best = best
             if self.folder.writes:
-                save_checkpoint(self.model, self.folder / "best.ckpt")
+                save_checkpoint(self.descent.tested, self.folder / "best.ckpt")
         self._save()
         self.folder.write("log.csv", _csv(p.history))
 
-    def _step(self, parts: list[tuple[np.ndarray, Tensor, Tensor]], batch: int) -> None:
-        """One optimizer step: the gradient of the mean loss over the `batch` clips of all processes."""
-        p, t = self.position, self.config.train
-        world, number = distributed.world_size(), p.epoch * self.steps + p.step
-        seed = np.random.SeedSequence((self.config.seed, number, distributed.rank())).generate_state(1)[0]
-        torch.manual_seed(int(seed))
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(t.lr, number, t.epochs * self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
+    def _step(self, parts: list[tuple[np.ndarray, Tensor, Tensor]], batch: np.ndarray) -> None:
+        """One optimizer step: the gradient of the loss over the clips of all processes, at the positions `batch`."""
+        p, world = self.position, distributed.world_size()
+        number = p.epoch * self.steps + p.step
+        divisor = self.loss.divisor(self.train.clipset.label[batch % len(self.train)])
+        self._seed(number)
+        self.descent.begin(number)
         losses, hits = [], 0
         for i, (_, x, label) in enumerate(parts):
             together = i == len(parts) - 1 or not isinstance(self.replica, DistributedDataParallel)
+            x, label = x[:, 0].to(self.device), label.to(self.device)
             with contextlib.nullcontext() if together else self.replica.no_sync():
-                logits = self.replica(x[:, 0].to(self.device))
-                loss = evaluation.cross_entropy(logits, label.to(self.device), t.label_smoothing)
-                (loss.sum() * (world / batch)).backward()  # DDP takes the mean over the processes
+                with self.descent.autocast():
+                    logits = self.replica(x)
+                logits = logits.float() if logits.dtype != torch.float64 else logits
+                loss = self.loss(logits, label)
+                self.descent.backward(loss.sum() * (world / divisor))  # DDP takes the mean over the processes
             losses.append(loss.detach())
-            hits += (logits.detach().argmax(1).cpu() == label).sum()
+            first = logits.detach().argmax(1)
+            hits += (label.gather(1, first[:, None])[:, 0] if self.loss.several else first == label).sum().item()
         loss = torch.cat(losses).double().cpu()
-        if not loss.isfinite().all():
-            samples = np.concatenate([indices for indices, _, _ in parts])[~loss.isfinite().numpy()]
-            ids = ", ".join(str(self.train.clipset.frame_dir[i]) for i in samples[:5])
-            raise UserError(
-                f"loss is not finite at epoch {p.epoch + 1}, iteration {p.step + 1}, in {len(samples)} clips ({ids}); "
-                "look at these clips, or lower --train.lr; the last checkpoint is from before"
+        statistics = self.model.backbone.data_bn.running_var  # squares of coordinates: they overflow first
+        if not (loss.isfinite().all() and statistics.isfinite().all() and self.descent.finish()):
+            raise self._not_finite(parts, number)
+        self._local += torch.tensor([loss.sum() * len(batch) / divisor, hits, len(loss)], dtype=torch.float64)
+
+    def _not_finite(self, parts: list[tuple[np.ndarray, Tensor, Tensor]], number: int) -> UserError:
+        """What stops the run: the first layer and the clips with a value that is not finite."""
+        p = self.position
+        where = f"epoch {p.epoch + 1}, iteration {p.step + 1}"
+        self._seed(number)
+        for samples, x, label in parts:
+            x, label = x[:, 0].to(self.device), label.to(self.device)
+            found = guard.first_non_finite(self.model, x, label, self.loss, self.descent.autocast)
+            if found is None:
+                continue
+            size = x.abs().flatten(1).amax(1).cpu()
+            order = sorted(np.flatnonzero(found.clips.numpy()), key=lambda i: -float(size[i]))
+            ids = [f"{self.train.clipset.frame_dir[samples[i]]} (up to {float(size[i]):.3g})" for i in order[:5]]
+            more = ", ..." if len(order) > 5 else ""
+            return UserError(
+                f"training stopped at {where}: the first value that is not finite is in {found.what}, in clips "
+                f"{', '.join(ids)}{more}; look at these clips, lower --train.lr or set --train.clip_grad=1; the last "
+                "checkpoint is from before"
             )
-        self.optimizer.step()
-        self._local += torch.tensor([loss.sum(), hits, len(loss)], dtype=torch.float64)
+        return UserError(
+            f"training stopped at {where}: the gradient is not finite, though no layer is on the clips of this process "
+            f"(rank {distributed.rank()}); lower --train.lr or set --train.clip_grad=1; the last checkpoint is from "
+            "before"
+        )
+
+    def _seed(self, number: int) -> None:
+        """Dropout's numbers are a function of the step and the process."""
+        seed = np.random.SeedSequence((self.config.seed, number, distributed.rank())).generate_state(1)[0]
+        torch.manual_seed(int(seed))
 
     def _load(self, batch: np.ndarray) -> list[tuple[np.ndarray, Tensor, Tensor]]:
         """This process's micro-batches of a step: sample indices, clips (n, 1, M, T, V, C), labels (n,)."""
         number, t = len(self.train), self.config.train
         parts = micro_batches(batch, distributed.rank(), distributed.world_size(), t.micro_batch)
-        passes = self.position.epoch * t.repeat
+        passes = self.position.epoch * self.order.passes
         return [(part % number, *self.train.batch(part % number, passes + part // number)) for part in parts]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        number, repeat = len(self.train), self.config.train.repeat
-        return epoch_order(number, repeat, self.config.seed, epoch, distributed.world_size())
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """Positions of every step of an epoch."""
+        t = self.config.train
+        order = self.order(epoch, distributed.world_size())
+        batches = [order[i : i + t.batch_size] for i in range(0, len(order), t.batch_size)]
+        return batches[:-1] if t.drop_last and len(batches) > 1 and len(batches[-1]) < t.batch_size else batches
 
     def _gather(self) -> None:
         """Makes sums and batch-norm statistics those of all processes."""
@@ -231,22 +264,28 @@ class Trainer:
         self.position.sums = [a + b for a, b in zip(self.position.sums, sums, strict=True)]
         self._local.zero_()
         distributed.average_buffers(self.model)
+        if self.descent.tested is not self.model:
+            distributed.average_buffers(self.descent.tested)
+
+    def _saved(self) -> dict[str, Any] | None:
+        path = self.folder / "last.ckpt"
+        return load_file(path) if path.exists() else None
 
     def _save(self) -> None:
         if self.folder.writes:
             training = {
                 "config": asdict(self.config),
                 "fingerprint": self.fingerprint,
-                "optimizer": self.optimizer.state_dict(),
+                **self.descent.state_dict(),
                 "position": asdict(self.position),
             }
-            save_checkpoint(self.model, self.folder / "last.ckpt", training=training)
+            save_checkpoint(self.descent.tested, self.folder / "last.ckpt", training=training)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         path, training = self.folder / "last.ckpt", saved.get("training")
         if training is None:
             raise UserError(f"{path}: holds no training state, so the run cannot go on; choose another --run-dir")
-        theirs, ours = _flat(training["config"]), _flat(asdict(self.config))
+        theirs, ours = _flat(asdict(Config())) | _flat(training["config"]), _flat(asdict(self.config))
         for key in ours:
             if theirs.get(key) != ours[key] and not key.startswith(FREE):
                 raise UserError(
@@ -259,10 +298,9 @@ class Trainer:
                 f"{self.fingerprint[:12]}; give the same data, or choose another --run-dir"
             )
         try:
-            self.model.load_state_dict(saved["state_dict"])
-        except RuntimeError as error:
+            self.descent.load_state_dict(training, saved["state_dict"])
+        except (RuntimeError, KeyError) as error:
             raise UserError(f"{path}: its network is another one than this run's; choose another --run-dir") from error
-        self.optimizer.load_state_dict(training["optimizer"])
         self.position = Position(**training["position"])
 
     def _say(self, line: str) -> None:
@@ -274,6 +312,8 @@ class Trainer:
         line = f"epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:.3f}"
         if "val_top1" in row:
             line += f"  val top-1 {row['val_top1']:.3f} (best {self.position.best:.3f})"
+        elif "val_mAP" in row:
+            line += f"  val mAP {row['val_mAP']:.3f} (best {self.position.best:.3f})"
         return f"{line}  lr {row['lr']:.4g}  {duration(row['seconds'])}"
 
 
@@ -296,17 +336,17 @@ def train(config: Config, run_dir: str | Path, *, resume: bool = True) -> dict[s
     with RunFolder(run_dir, writes=distributed.rank() == 0) as folder:
         trainer = Trainer(config, folder, device, resume=resume)
         trainer.run()
-        model = trainer.model
+        model = trainer.descent.tested
         if config.test.checkpoint == "best":
-            distributed.barrier()  # best.ckpt is written by one process
-            model = load_checkpoint(folder / "best.ckpt", device=device, backend=model.backend)
+            best = distributed.shared(lambda: load_file(folder / "best.ckpt"))
+            model.load_state_dict(best["state_dict"])
         return evaluation.report(model, trainer.test, folder, config.test)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        is_section = isinstance(value, dict) and key != "layout"
+        is_section = isinstance(value, dict) and key not in ("layout", "class_prob")
         flat |= _flat(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
     return flat
 

@@ -1,12 +1,12 @@
 # Sourced by quickstart.sh and test.sh: leaves in $python an interpreter that has msg3d_fast built from this clone.
 #
-#   source environment.sh EXTRA     EXTRA: an optional-dependency group of pyproject.toml, or nothing
+#   source environment.sh EXTRA     EXTRA: an optional-dependency group of pyproject.toml, or ""
 #
 # It uses the active virtual environment if there is one, else .venv in the clone, which it creates. A stamp in the environment, a digest of
 # what the build depends on, makes every later call free; native sources or metadata that changed build again.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-extra="${1:-}"
+extra="$1"
 
 fail() {
   echo "msg3d_fast: $*" >&2
@@ -37,10 +37,10 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
   fail "$environment has $("$python" --version 2>&1); Python 3.10 or later is needed: activate another environment"
 
-# What the build depends on: the clone's place, metadata, native sources, the interpreter, torch and the switches of setup.py.
+# What the build depends on: the clone's place, metadata, native sources, the interpreter, torch, the switches of setup.py and the tools.
 digest() {
   "$python" - "$root" "$extra" <<'PY'
-import hashlib, importlib.metadata, os, pathlib, sys
+import hashlib, importlib.metadata, os, pathlib, shutil, sys
 root, extra = pathlib.Path(sys.argv[1]), sys.argv[2]
 digest = hashlib.sha256(repr((str(root), extra, sys.version)).encode())
 try:
@@ -49,6 +49,8 @@ except importlib.metadata.PackageNotFoundError:
     pass
 for name in ("CXX", "CUDA_HOME", "MSG3D_CUDA", "MSG3D_CUDA_ARCHS"):
     digest.update(f"{name}={os.environ.get(name)}".encode())
+for name in ("c++", "g++", "clang++", "nvcc"):
+    digest.update(f"{name}={shutil.which(name)}".encode())
 for path in [root / "pyproject.toml", root / "setup.py", *sorted(p for p in (root / "csrc").rglob("*") if p.is_file())]:
     digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
 print(digest.hexdigest())
@@ -71,4 +73,5 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$(digest)" ]; then
   "${install[@]}" "setuptools>=77" wheel ninja || fail "pip could not install the build tools setuptools, wheel and ninja"
   "${install[@]}" --no-build-isolation --editable "$root${extra:+[$extra]}" || fail "the build failed; the lines above say where"
   digest >"$stamp"
+  "$python" -m msg3d_fast doctor | sed -n 's/^native  */msg3d_fast: native library /p'
 fi

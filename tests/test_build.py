@@ -196,6 +196,22 @@ except _library.LibraryUnavailable as error:
     assert ran.stdout.count("\n") == 1
 
 
+def test_without_the_compiler_that_was_asked_for(copy: Path) -> None:
+    built = run_setup(copy, CXX="gcc-of-tomorrow -m64", MSG3D_CUDA="0")
+    assert built.returncode == 0, built.stderr
+    assert "the compiler CXX=gcc-of-tomorrow -m64 was not found: install one" in built.stdout
+
+
+def test_cuda_that_is_required_needs_a_compiler_too(copy: Path) -> None:
+    nvcc = copy / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    built = run_setup(copy, PATH=str(copy / "nothing"), CXX="", CUDA_HOME=str(copy / "cuda"), MSG3D_CUDA="1")
+    assert built.returncode != 0
+    assert built.stderr.splitlines()[-1].startswith("MSG3D_CUDA=1 but no C++ compiler was found")
+    assert not (copy / "msg3d_fast" / "_build_info.json").exists()
+
+
 def test_a_compiler_that_fails_is_a_build_error(copy: Path) -> None:
     compiler = copy / "broken-c++"
     compiler.write_text("#!/bin/sh\necho 'internal compiler error' >&2\nexit 1\n")

@@ -17,7 +17,7 @@ from msg3d_fast.data.sampling import sample_for_test, uniform_sample
 from msg3d_fast.data.streams import STREAMS
 from msg3d_fast.errors import UserError
 
-AUGMENT = Augment(rotate=0.3, scale=0.2, noise=0.01, flip=0.5)
+AUGMENT = Augment(rotate=0.3, scale=0.2, noise=0.01, flip=0.5, crop=0.7)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +197,19 @@ def test_rotation_keeps_lengths_and_scaling_its_range() -> None:
     assert 0.8 - 1e-4 < ratio.min() < 1 < ratio.max() < 1.2 + 1e-4
 
 
+def test_a_crop_draws_from_a_part_of_the_sample_anywhere_in_it() -> None:
+    total = np.full(400, 100)
+    frames = uniform_sample(total, 10, 1, PhiloxDraws(0, 0, np.arange(400), 0), p_interval=(0.3, 0.5))[:, 0]
+    span = np.ptp(frames, axis=1) + 1
+    assert span.max() <= 50
+    assert span.min() >= 0.3 * 100 - 5  # a frame of the first and one of the last of ten segments
+    assert frames.min() < 5
+    assert frames.max() > 94
+    assert (np.diff(frames, axis=1) > 0).all()
+    everywhere = uniform_sample(np.array([1, 2]), 4, 1, PhiloxDraws(0, 0, np.arange(2), 0), p_interval=(0.0, 1.0))
+    assert set(everywhere.reshape(-1)) <= {0, 1}
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_mirroring_the_stream_is_the_stream_of_the_mirror(stream: str) -> None:
     clips = small(layout="nturgb+d", channels="xyz")
@@ -209,6 +222,22 @@ def test_mirroring_the_stream_is_the_stream_of_the_mirror(stream: str) -> None:
     plain = Pipeline(half.clipset, clip_len=3)
     same = (half.batch(np.arange(400))[0] == plain.batch(np.arange(400))[0]).flatten(1).all(1)
     assert 0.65 < same.float().mean() < 0.85
+
+
+def test_centring_alone_moves_the_body_and_keeps_the_axes() -> None:
+    clips = sets()["xyz"]
+    found = Pipeline(clips, clip_len=9, num_person=1, normalize="center", test_mode=True)
+    raw = Pipeline(clips, clip_len=9, num_person=1, normalize="none", test_mode=True)
+    assert "turn" not in found.description
+    assert "spine" not in found.description
+    complete = [
+        i for i in range(len(clips)) if found.total_frames[i] == clips.total_frames[i] and clips.num_person[i] == 1
+    ]
+    assert complete
+    x, y = (p.batch(np.array(complete))[0].double() for p in (found, raw))
+    for i in range(len(complete)):
+        shift = (y - x)[i][(y[i] != 0).all(-1)]
+        torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=2e-3)
 
 
 def test_what_auto_chooses_is_said() -> None:
@@ -238,7 +267,7 @@ def test_options_that_cannot_be(options: dict, said: str) -> None:
 
 
 def test_more_that_cannot_be() -> None:
-    with pytest.raises(UserError, match="normalize='box' does not fit xyz clips; choose 3d or none"):
+    with pytest.raises(UserError, match="normalize='box' does not fit xyz clips; choose 3d, center or none"):
         Pipeline(sets()["xyz"], normalize="box")
     with pytest.raises(UserError, match="layout 'hand21' has no flip_pairs"):
         Pipeline(small(layout="hand21"), augment=Augment(flip=0.5))

@@ -1,15 +1,17 @@
 """The memory-mapped store: whole or absent, checked, and the same clips as before."""
 
+import contextlib
 import json
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clip_sets import annotations, npz_arrays, small, write_pickle
 
-from msg3d_fast.data import ClipSet, check_store, open_dataset, prepare, store, write_store
+from msg3d_fast.data import ClipSet, check_store, open_dataset, prepare, store, store_writer, write_store
 from msg3d_fast.errors import UserError
 
 
@@ -29,7 +31,7 @@ def test_a_store_holds_the_clips(tmp_path: Path, dtype: str, layout: str | dict)
     assert found.fingerprint() == clips.fingerprint(np.dtype(dtype))
     assert (found.layout, found.channels, found.label_names) == (clips.layout, clips.channels, clips.label_names)
     assert found.splits.keys() == clips.splits.keys()
-    assert seen[-1] == (clips.num_rows.sum(), clips.num_rows.sum())
+    assert seen[-1] == (len(clips), len(clips))
     assert contents(tmp_path)[0] == "s"
     assert not list(tmp_path.glob("*.partial"))
 
@@ -51,15 +53,16 @@ def test_a_subset_is_stored_alone_and_stays_on_disk(tmp_path: Path) -> None:
         (lambda s: (s / "meta.json").unlink(), "not a store: meta.json: No such file"),
         (lambda s: (s / "meta.json").write_text("{"), "meta.json is damaged"),
         (lambda s: (s / "meta.json").write_text("[]"), "does not describe a store"),
-        (lambda s: rewrite(s, version=9), "store version 9, this program reads 1"),
+        (lambda s: rewrite(s, version=9), "store version 9, this program reads 2; update the program"),
+        (lambda s: rewrite(s, version=1), "store version 1, this program reads 2; prepare the store again"),
         (lambda s: rewrite(s, layout={"num_node": 17}), "layout dict lacks"),
         (lambda s: rewrite(s, layout="hand21"), "clips have 17 joints, layout 'hand21' has 21"),
         (lambda s: rewrite(s, label_names=3), "meta.json does not fit"),
         (lambda s: rewrite(s, label_names=["a"]), "label 1, expected 0 to 0"),
         (lambda s: (s / "label.npy").unlink(), "label.npy is missing"),
         (lambda s: os.truncate(s / "keypoint.npy", 500), "keypoint.npy is missing, cut off or damaged"),
-        (lambda s: os.truncate(s / "label.npy", 140), "label.npy is missing, cut off or damaged"),
-        (lambda s: (s / "frame_dir.npy").write_bytes(b""), "frame_dir.npy is missing, cut off or damaged"),
+        (lambda s: os.truncate(s / "label.npy", 140), "label.npy is damaged or cut off"),
+        (lambda s: (s / "frame_dir.npy").write_bytes(b""), "frame_dir.npy is damaged or cut off"),
     ],
 )
 def test_a_store_that_is_not_whole(tmp_path: Path, change: object, said: str) -> None:
@@ -72,18 +75,47 @@ def test_a_store_that_is_not_whole(tmp_path: Path, change: object, said: str) ->
 
 def rewrite(place: Path, **change: object) -> None:
     meta = json.loads((place / "meta.json").read_text())
-    (place / "meta.json").write_text(json.dumps(meta | change))
+    meta |= change
+    (place / "meta.json").write_text(json.dumps(meta | {"checksum": store.meta_checksum(meta)}))
 
 
-def test_a_changed_byte_is_found(tmp_path: Path) -> None:
-    place = write_store(small(), tmp_path / "s")
-    with (place / "keypoint.npy").open("r+b") as file:
-        file.seek(2000)
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
         byte = file.read(1)
-        file.seek(2000)
+        file.seek(place)
         file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(UserError, match=r"keypoint.npy has sha256 .*, expected"):
-        check_store(place)
+
+
+def test_a_changed_byte_is_found_and_named(tmp_path: Path) -> None:
+    """Every byte of every file counts; of the poses, the clip is named."""
+    clips = small(num_clips=5)
+    place = write_store(clips, tmp_path / "s")
+    row = clips.keypoint[0].size * 2
+    size = (place / "keypoint.npy").stat().st_size
+    start = size - len(clips.keypoint) * row
+    for i in range(len(clips)):
+        for within in (0, row * clips.num_rows[i] - 1):
+            where = start + int(clips.offsets[i]) * row + int(within)
+            flip(place / "keypoint.npy", where)
+            with pytest.raises(UserError, match=f"pose of clip {clips.frame_dir[i]} is not what was written: keypoint"):
+                check_store(place)
+            with pytest.raises(UserError, match="is not what was written"):
+                open_dataset(place).subset(np.array([i])).fingerprint()
+            flip(place / "keypoint.npy", where)
+    for path in sorted(place.iterdir()):
+        size = path.stat().st_size
+        for where in range(0, size, max(1, size // 60)):
+            before = path.read_bytes()
+            flip(path, where)
+            if path.name == "meta.json" and not before[where : where + 1].strip():
+                with contextlib.suppress(UserError):  # the space between its words says nothing
+                    check_store(place)
+            elif path.name != "keypoint.npy" or where < start:
+                with pytest.raises(UserError, match=f"{path.name}|store version"):
+                    check_store(place)
+            path.write_bytes(before)
+    check_store(place)
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1500, 4000])
@@ -114,8 +146,10 @@ def test_an_interrupted_run_is_begun_again(tmp_path: Path, monkeypatch: pytest.M
     write_store(small(), tmp_path / "s")
     assert contents(tmp_path / "s") == sorted(
         [
-            *(f"{name}.npy" for name in ("frame_dir", "keypoint", "label", "num_person", "splits", "total_frames")),
+            *(f"{name}.npy" for name in ("digest", "frame_dir", "keypoint", "label", "num_person", "splits")),
             "meta.json",
+            "skipped.txt",
+            "total_frames.npy",
         ]
     )
 
@@ -140,7 +174,7 @@ def test_prepare_names_what_it_skips_and_cleans(tmp_path: Path) -> None:
     assert len(stored) == 5
     assert stored.missing == 1
     assert stored.notes == (
-        "skipped clip clip_0: label is 'walk', expected one class number",
+        "skipped clip_0: label is 'walk', expected one class number",
         "1 joints held NaN or infinity and count as missing",
         "split 'train': 1 of its 3 ids have no clip: clip_0",
     )
@@ -169,17 +203,36 @@ def test_prepare_keeps_the_same_and_never_overwrites_another(tmp_path: Path) -> 
 
 
 def test_what_reads_back_differently_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = store._write_keypoint
+    honest = store_writer.StoreWriter.append
 
-    def flip(clips: ClipSet, path: Path, dtype: np.dtype, progress: store.Progress | None) -> None:
-        honest(clips, path, dtype, progress)
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        path.write_bytes(data)
+    def wrong(self: store_writer.StoreWriter, batch: store_writer.Batch) -> None:
+        batch.rows = bytes([batch.rows[0] ^ 1]) + batch.rows[1:]
+        honest(self, batch)
 
-    monkeypatch.setattr(store, "_write_keypoint", flip)
-    with pytest.raises(UserError, match="reads back differently"):
+    monkeypatch.setattr(store_writer.StoreWriter, "append", wrong)
+    with pytest.raises(UserError, match="is not what was written"):
         prepare("synthetic", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_fingerprint_knows_no_order(tmp_path: Path) -> None:
+    clips = small(num_person=2)
+    order = np.random.default_rng(0).permutation(len(clips))
+    mixed = open_dataset(write_store(clips.subset(order), tmp_path / "mixed"))
+    assert mixed.frame_dir.tolist() == clips.frame_dir[order].tolist() != clips.frame_dir.tolist()
+    assert mixed.fingerprint() == clips.fingerprint(np.dtype("float16")) != clips.fingerprint()
+    assert clips.subset(order[1:]).fingerprint() != clips.fingerprint()
+    swapped = clips.label[np.roll(np.arange(len(clips)), 1)]
+    for change in (
+        {"label": swapped},
+        {"frame_dir": np.roll(clips.frame_dir, 1)},
+        {"splits": {}},
+        {"splits": {"train": clips.splits["val"], "val": clips.splits["train"]}},
+        {"label_names": ("a", "b", "c")},
+        {"img_shape": np.full((len(clips), 2), 100)},
+        {"keypoint": clips.keypoint + np.float32(1e-3)},
+    ):
+        assert replace(clips, **change).fingerprint() != clips.fingerprint(), change.keys()
 
 
 def test_the_embedded_set() -> None:

@@ -27,7 +27,7 @@ distributed.start(torch.device("cpu"))
 with RunFolder(folder, writes=distributed.rank() == 0) as run:
     trainer = training.Trainer(config(data, *more), run, torch.device("cpu"))
     trainer.replica.eval()
-    trainer._step(trainer._load(np.arange(8)), 8)
+    trainer._step(trainer._load(np.arange(8)), np.arange(8))
     mean = trainer.model.backbone.data_bn.running_mean.fill_(distributed.rank())
     trainer._gather()
     if run.writes:
@@ -60,7 +60,7 @@ def test_two_processes_make_the_gradient_of_one(clips: Path, tmp_path: Path) -> 
     with RunFolder(tmp_path / "one") as run:
         trainer = training.Trainer(config(clips, *more, "--train.micro_batch=8"), run, torch.device("cpu"))
         trainer.model.eval()
-        trainer._step(trainer._load(np.arange(8)), 8)
+        trainer._step(trainer._load(np.arange(8)), np.arange(8))
         trainer._gather()
     assert sums == pytest.approx(trainer.position.sums, rel=1e-5)
     for gradient, parameter in zip(theirs, trainer.model.parameters(), strict=True):

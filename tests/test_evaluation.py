@@ -1,14 +1,14 @@
 """Metrics against upstream's numbers, and scores that do not depend on how they are computed."""
 
+import csv
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from msg3d_fast import evaluation as E
-from msg3d_fast.training import cosine_lr
 
 GOLDEN = Path(os.environ.get("MSG3D_GOLDEN", Path(__file__).parent / "golden"))
 
@@ -60,18 +60,27 @@ def test_average_clips(golden: dict[str, np.ndarray], average: str, key: str) ->
     )
 
 
-@pytest.mark.parametrize(("smoothing", "key"), [(0.0, "ce_loss"), (0.1, "ce_label_smooth_0.1")])
-def test_cross_entropy(golden: dict[str, np.ndarray], smoothing: float, key: str) -> None:
-    logits, labels = torch.from_numpy(golden["clip_logits"]).double(), torch.from_numpy(golden["ce_labels"])
-    assert float(E.cross_entropy(logits, labels, smoothing).mean()) == pytest.approx(float(golden[key]), rel=1e-6)
-
-
 def test_batch_accuracy(golden: dict[str, np.ndarray]) -> None:
     top1, top5 = E.topk_accuracy(golden["clip_logits"], golden["ce_labels"])
     assert (top1, top5) == pytest.approx((float(golden["loss_top1"]), float(golden["loss_top5"])), abs=1e-12)
 
 
-def test_learning_rate_schedule(golden: dict[str, np.ndarray]) -> None:
-    steps = int(np.prod(golden["cosine_epochs_iters"]))
-    ours = [cosine_lr(0.1, step, steps) for step in range(steps)]
-    np.testing.assert_allclose(ours, golden["cosine_lr"], rtol=1e-9)
+def test_per_class_table_and_worst_clips() -> None:
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0], [0.6, 0.4, 0.0]])
+    labels = np.array([0, 0, 1, 1])
+    table = list(csv.DictReader(io.StringIO(E.per_class_table(scores, labels, ["sit", "stand"]))))
+    assert [row["name"] for row in table] == ["sit", "stand", "2"]
+    assert (table[0]["samples"], table[0]["correct"], table[0]["recall"], table[0]["precision"]) == (
+        "2",
+        "1",
+        "0.5000",
+        "0.5000",
+    )
+    assert (table[0]["mistaken_for"], table[0]["times"]) == ("stand", "1")
+    assert (table[2]["samples"], table[2]["recall"], table[2]["mistaken_for"]) == ("0", "", "")
+    worst = list(csv.DictReader(io.StringIO(E.worst_clips(list("abcd"), scores, labels, ["sit", "stand"], count=2))))
+    assert [(row["id"], row["true"], row["predicted"]) for row in worst] == [
+        ("b", "sit", "stand"),
+        ("d", "stand", "sit"),
+    ]
+    assert (worst[0]["probability"], worst[0]["its_probability"]) == ("0.2000", "0.8000")

@@ -11,10 +11,21 @@ PACKAGE = ROOT / "msg3d_fast"
 
 # What a module of the package may import from the package. One that is not listed has no place in the picture yet.
 OPERATORS = {"_library", "errors", "reference", "ops"}
-MODEL = OPERATORS | {"absent", "blocks", "graph", "normalization", "modules", "model", "conversion", "checkpoint"}
+MODEL = OPERATORS | {
+    "absent",
+    "blocks",
+    "graph",
+    "normalization",
+    "modules",
+    "model",
+    "conversion",
+    "containers",
+    "checkpoint",
+}
 DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
-RUN = MODEL | DATA | SERVICES | {"inference", "experiment", "training", "evaluation", "baselines"}
+STEP = {"losses", "schedule", "optimization", "guard"}  # what one training step is made of
+RUN = MODEL | DATA | SERVICES | STEP | {"inference", "experiment", "training", "evaluation", "baselines"}
 MAY_IMPORT = {
     "__init__": MODEL | DATA | {"inference"},
     "__main__": {"cli"},
@@ -29,17 +40,24 @@ MAY_IMPORT = {
     "normalization": set(),
     "model": {"absent", "blocks", "errors", "graph", "modules", "ops"},
     "conversion": {"errors", "graph"},
-    "checkpoint": {"conversion", "errors", "graph", "model", "modules"},
+    "containers": {"errors"},
+    "checkpoint": {"containers", "conversion", "errors", "graph", "model", "modules"},
     "inference": {"_library", "errors", "graph", "model", "modules"},
     "data": DATA,
     **{name: {"errors"} for name in SERVICES},
+    "losses": {"errors"},
+    "schedule": {"config", "errors"},
+    "optimization": {"config", "errors", "schedule"},
+    "guard": MODEL,
     "baselines": DATA,
     "experiment": MODEL | DATA | {"config"},
     "evaluation": RUN - {"training"},
+    "score_files": DATA,
+    "ensemble": DATA | {"evaluation", "run_folder", "score_files"},
     "training": RUN,
     "quickstart": RUN,
     "doctor": RUN,
-    "cli": RUN | {"doctor", "quickstart", "__init__"},
+    "cli": RUN | {"doctor", "ensemble", "quickstart", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 

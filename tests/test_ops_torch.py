@@ -89,6 +89,16 @@ def test_autocast_runs_in_float32(dtype: torch.dtype) -> None:
         assert name == "y" or grad.dtype == inputs[name].dtype
 
 
+def test_the_reference_runs_in_autocasts_type() -> None:
+    inputs = {name: tensor.detach().float().requires_grad_() for name, tensor in MEDIUM.inputs().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.ms_g3d(*inputs.values(), *MEDIUM.window, backend="reference")
+    assert y.dtype == torch.bfloat16
+    exact = ops.ms_g3d(*inputs.values(), *MEDIUM.window, backend="reference")
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05 * float(exact.detach().abs().max()))
+    assert all(grad.dtype == torch.float32 for name, grad in gradients(y, inputs).items() if name != "y")
+
+
 def test_fake_cuda_and_meta_tensors_have_shapes() -> None:
     on_meta = [tensor.to("meta") for tensor in detached(MEDIUM)]
     y = ops.ms_g3d(*on_meta, *MEDIUM.window)

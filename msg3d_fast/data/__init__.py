@@ -3,16 +3,20 @@
 from .augment import Augment
 from .clips import ClipSet
 from .formats import open_dataset
+from .order import Order
 from .pipeline import Pipeline
-from .prepare import prepare
-from .store import check_store, open_store, write_store
+from .prepare import default_workers, prepare
+from .store import check_store, open_store
+from .store_writer import write_store
 from .synthetic import synthetic
 
 __all__ = [
     "Augment",
     "ClipSet",
+    "Order",
     "Pipeline",
     "check_store",
+    "default_workers",
     "open_dataset",
     "open_store",
     "prepare",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..graph import Layout
+from . import libm
 from .half import subtract, widen
 from .normalize import Normalization, hide, per_row
 from .ragged import Ragged
@@ -125,11 +126,11 @@ def rotation_onto(v: np.ndarray, unit: tuple[int, int, int]) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):  # vectors and axes of length 0 are dealt with below
         direction = v / np.sqrt(_dot(v))[:, None]
         along = np.clip(direction[:, unit.index(1)].astype(np.float64), -1, 1)
-        angle = np.where(np.abs(v).sum(1) < 1e-6, 0.0, np.arccos(along))
+        angle = np.where(np.abs(v).sum(1) < 1e-6, 0.0, libm.arccos(along))
         still = (np.abs(axis).sum(1) < 1e-6) | (np.abs(angle) < 1e-6)
         axis = axis / np.sqrt(_dot(axis))[:, None]
-    a = np.cos(angle / 2.0)
-    b, c, d = (-axis * np.sin(angle / 2.0)[:, None]).T
+    a = libm.cos(angle / 2.0)
+    b, c, d = (-axis * libm.sin(angle / 2.0)[:, None]).T
     aa, bb, cc, dd = a * a, b * b, c * c, d * d
     bc, ad, ac, ab, bd, cd = b * c, a * d, a * c, a * b, b * d, c * d
     turn = np.stack(
@@ -145,8 +146,14 @@ def rotation_onto(v: np.ndarray, unit: tuple[int, int, int]) -> np.ndarray:
 
 
 def _dot(v: np.ndarray) -> np.ndarray:
-    # matmul of 1 x 3 by 3 x 1 runs numpy's dot routine on every vector, so rounding is that of upstream's np.dot.
-    return (v[:, None] @ v[:, :, None])[:, 0, 0]
+    """Squared lengths of the vectors v (N, 3), rounded as upstream's np.dot rounds them, on every processor.
+
+    BLAS rounds float32 products, then adds them up in float64; numpy adds float16's up in float32.
+    """
+    if v.dtype == np.float16:
+        return (v[:, None] @ v[:, :, None])[:, 0, 0]
+    square = (v * v).astype(np.float64)
+    return ((square[:, 0] + square[:, 1]) + square[:, 2]).astype(v.dtype)
 
 
 def body_axes(layout: Layout) -> dict[str, int | tuple[int, int] | None]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..graph import Layout
+from . import libm
 from .draws import Draws
 
 
@@ -29,17 +30,20 @@ class Augment:
         scale: largest relative change of each coordinate.
         noise: standard deviation, as a part of the diagonal of the skeleton's bounding box.
         flip: probability of mirroring.
+        crop: smallest part of a sample that a clip is drawn from; 1 draws from the whole. Done by the sampling.
     """
 
     rotate: float = 0.0
     scale: float = 0.0
     noise: float = 0.0
     flip: float = 0.0
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rotate", "scale", "noise", "flip"):
-            if getattr(self, name) < 0 or (name == "flip" and self.flip > 1):
-                limit = "between 0 and 1" if name == "flip" else "0 or more"
+        for name in ("rotate", "scale", "noise", "flip", "crop"):
+            bounded = name in ("flip", "crop")
+            if getattr(self, name) < 0 or (bounded and getattr(self, name) > 1):
+                limit = "between 0 and 1" if bounded else "0 or more"
                 raise UserError(f"augment.{name} is {getattr(self, name)}, expected {limit}")
 
     def __bool__(self) -> bool:
@@ -90,12 +94,12 @@ def random_rotate(x: np.ndarray, theta: float, draws: Draws, symmetric: bool = F
 
 
 def _turn_2d(angle: np.ndarray) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = libm.cos(angle), libm.sin(angle)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 
 def _turn_3d(angle: np.ndarray) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = libm.cos(angle), libm.sin(angle)
     one, zero = np.ones(len(angle)), np.zeros(len(angle))
 
     def matrix(*entries: np.ndarray) -> np.ndarray:

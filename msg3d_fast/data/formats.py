@@ -1,5 +1,6 @@
 """One door to every kind of data set."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,21 @@ def open_dataset(
     """
     clips = _open(path, layout, channels, skipped)
     return clips if split is None else clips.subset(split)
+
+
+def is_clip_set(path: str | Path) -> bool:
+    """Whether `open_dataset` opens it without loading poses, or holds it in memory by its nature."""
+    path = Path(path)
+    return str(path) in ("embedded", "synthetic") or (path / "meta.json").exists() or _is_npz(path)
+
+
+def _is_npz(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return path.suffix == ".npz"
+    return path.suffix == ".npz" or all(name.endswith(".npy") for name in names)
 
 
 def _open(

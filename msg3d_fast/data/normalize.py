@@ -39,6 +39,10 @@ class Normalization:
         """Normalise rows x (R, V, C) that belong to the clips `clip` (R,)."""
         return x
 
+    def skeletons(self, clip: np.ndarray, person: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """These skeletons, normalised: (R, V, C)."""
+        return self.apply(self.clips.keypoint.take(self.rows(clip, person, frame), axis=0), clip)
+
 
 class ImageNormalization(Normalization):
     """PreNormalize2D by image size.

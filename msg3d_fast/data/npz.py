@@ -30,10 +30,11 @@ def read_npz(
     Raises:
         UserError: not such a file, damaged, or arrays that do not fit together.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     if absent := [name for name in _NEEDED if name not in arrays]:
         raise UserError(f"{path}: has no {', '.join(absent)}; found {', '.join(arrays)}")
-    integers = {name: _integers(path, name, arrays[name]) for name in ("num_person", "total_frames", "label")}
+    integers = {name: _integers(path, name, arrays[name]) for name in ("num_person", "total_frames")}
+    integers["label"] = _integers(path, "label", arrays["label"], several=True)
     keypoint = arrays["keypoints"]
     if keypoint.ndim != 3 or keypoint.shape[2] not in (2, 3) or keypoint.dtype.kind not in "fiu":
         found = f"{keypoint.dtype} array of shape {keypoint.shape}"
@@ -66,7 +67,9 @@ def read_npz(
     )
 
 
-def _integers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _integers(path: Path, name: str, array: np.ndarray, several: bool = False) -> np.ndarray:
+    if several and array.ndim == 2 and array.dtype.kind in "biu":  # (N, classes) of zeros and ones
+        return np.where((array == 0) | (array == 1), array, 2).astype(np.uint8)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(f"{path}: {name} is a {array.dtype} array of shape {array.shape}, expected integers (N,)")
     return array.astype(np.int64)
@@ -83,7 +86,12 @@ def _own_layout(path: Path, arrays: dict[str, np.ndarray]) -> Layout:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz`.
+
+    Raises:
+        UserError: not such a file, damaged, or larger than the memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]

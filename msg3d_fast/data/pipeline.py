@@ -17,11 +17,12 @@ from .clips import ClipSet
 from .draws import PhiloxDraws
 from .half import widen
 from .normalize import BoxNormalization, ImageNormalization, Normalization
+from .original import PreNormalization, check_length
 from .ragged import CHUNK_ROWS
 from .sampling import check_semantics, sample_for_test, select_persons, uniform_sample
 from .streams import check_stream, stream_of
 
-NORMALIZATIONS = ("auto", "2d", "3d", "box", "none")
+NORMALIZATIONS = ("auto", "2d", "3d", "center", "box", "none")
 CACHE_BYTES = 1 << 30
 _SAMPLE, _AUGMENT = 0, 1  # purposes of draws
 
@@ -36,14 +37,18 @@ class Pipeline:
         num_clips: clips sampled from each sample.
         num_person: person slots; absent persons are zero, further persons are left out.
         test_mode: sample as upstream does for testing (generator freshly seeded with 255), no augmentation.
-        semantics: "mmaction2" or "pyskl", where they differ: masking of 2-D joints, the sampler's draws.
-        normalize: "2d" by image size, "3d" as PreNormalize3D, "box" by the clip's bounding box, "none"; "auto" takes
-            "3d" for xyz, "2d" where image sizes are known, else "box". `description` says what was chosen.
+        semantics: "mmaction2" or "pyskl", where they differ: masking of 2-D joints, the sampler's draws; or "original":
+            as the authors, all frames of a clip, padded to `clip_len`, 3-D by their pre_normalization, and bones and
+            motion of a confidence as its difference.
+        normalize: "2d" by image size, "3d" as PreNormalize3D, "center" as that but keeping the camera's axes, "box" by
+            the clip's bounding box, "none"; "auto" takes "3d" for xyz, "2d" where image sizes are
+            known, else "box". `description` says what was chosen.
         augment: random changes in training.
         seed: of all random draws.
 
     Raises:
-        UserError: an unknown name, a length below 1, or a normalisation that does not fit the channels.
+        UserError: an unknown name, a length below 1, a normalisation that does not fit the channels, or with "original"
+            a clip longer than `clip_len` or several clips of each sample.
     """
 
     def __init__(
@@ -69,13 +74,19 @@ class Pipeline:
         self.stream = check_stream(stream)
         self.clip_len, self.num_clips, self.num_person = clip_len, num_clips, num_person
         self.test_mode, self.seed, self.augment = test_mode, seed, augment
-        self.semantics = check_semantics(semantics)
-        self._scored = clipset.channels == "xys"
-        self._normal = _normalization(clipset, normalize, semantics)
+        self._whole = semantics == "original"
+        if self._whole and num_clips > 1:
+            raise UserError(
+                f"test.num_clips is {num_clips}, but the authors' recipe tests whole clips once; set "
+                "--test.num_clips=1, or --data.semantics=mmaction2 to sample frames"
+            )
+        self.semantics = semantics if self._whole else check_semantics(semantics)
+        self._scored = clipset.channels == "xys" and not self._whole
+        self._normal = _normalization(clipset, normalize, semantics, clip_len)
         self.total_frames = self._normal.total_frames
         what = f"{len(clipset)} clips of {clipset.layout.name} ({clipset.channels}), stream {stream}"
         self.description = f"{what}, {self._normal.description}"
-        if test_mode:
+        if test_mode and not self._whole:
             self._test_frames = sample_for_test(self.total_frames, clip_len, num_clips, semantics=semantics)
         self._num_rows = clipset.num_person * self.total_frames
         self._first = np.cumsum(self._num_rows) - self._num_rows  # of each clip in the cache
@@ -93,20 +104,28 @@ class Pipeline:
             epoch: number of the pass over the set, int or int (B,); training draws differ from pass to pass.
 
         Returns:
-            float32 (B, num_clips, M, clip_len, V, C) and int64 labels (B,).
+            float32 (B, num_clips, M, clip_len, V, C) and labels as the set has them: int64 (B,) or uint8 (B, classes).
         """
         indices = np.asarray(indices, np.int64)
-        if self.test_mode:
+        if self._whole:
+            frames = np.broadcast_to(np.arange(self.clip_len), (len(indices), 1, self.clip_len))
+        elif self.test_mode:
             frames = self._test_frames[indices]
         else:
             draws = PhiloxDraws(self.seed, epoch, indices, _SAMPLE)
+            crop = 1.0 if self.augment is None else self.augment.crop
             frames = uniform_sample(
-                self.total_frames[indices], self.clip_len, self.num_clips, draws, semantics=self.semantics
+                self.total_frames[indices],
+                self.clip_len,
+                self.num_clips,
+                draws,
+                semantics=self.semantics,
+                p_interval=(crop, 1.0),
             )
         x = self._gather(indices, frames)
         if self.augment and not self.test_mode:
             draws = PhiloxDraws(self.seed, epoch, indices, _AUGMENT)
-            coordinates = 2 if self._scored else x.shape[-1]
+            coordinates = 2 if self.clipset.channels == "xys" else x.shape[-1]
             x = self.augment.apply(x, draws, self.clipset.layout, coordinates)
         return torch.from_numpy(x), torch.from_numpy(self.clipset.label[indices])
 
@@ -115,6 +134,9 @@ class Pipeline:
         clip = indices[:, None, None, None]
         person, filled = person[:, None, :, None], filled[:, None, :, None]
         frame = frames[:, :, None]  # (B, num_clips, 1, L)
+        if self._whole:  # beyond its end a clip is zero
+            filled = filled & (frame < self.total_frames[clip])
+            frame = np.minimum(frame, self.total_frames[clip] - 1)
         shape = np.broadcast_shapes(person.shape, frame.shape)  # (B, num_clips, M, L)
         if self._cache is not None:
             rows = self._first[clip] + person * self.total_frames[clip] + frame
@@ -132,15 +154,12 @@ class Pipeline:
 
     def _compute(self, clip: np.ndarray, person: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """The stream of these skeletons, float32 (R, V, C)."""
-        x = following = self._normalized(clip, person, frame)
+        x = following = self._normal.skeletons(clip, person, frame)
         last = frame == self.total_frames[clip] - 1
         if self.stream in ("jm", "bm"):
-            following = self._normalized(clip, person, frame + ~last)
+            following = self._normal.skeletons(clip, person, frame + ~last)
         x = stream_of(self.stream, x, following, last, self.clipset.layout, self._scored)
         return widen(x)
-
-    def _normalized(self, clip: np.ndarray, person: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        return self._normal.apply(self.clipset.keypoint.take(self._normal.rows(clip, person, frame), axis=0), clip)
 
     def _compute_all(self) -> np.ndarray:
         cache = np.empty((int(self._num_rows.sum()), *self.clipset.keypoint.shape[1:]), np.float32)
@@ -153,17 +172,24 @@ class Pipeline:
         return cache
 
 
-def _normalization(clips: ClipSet, choice: str, semantics: str) -> Normalization:
+def _normalization(clips: ClipSet, choice: str, semantics: str, clip_len: int) -> Normalization:
     if choice not in NORMALIZATIONS:
         raise UserError(f"unknown normalisation {choice!r}; expected one of {', '.join(NORMALIZATIONS)}")
     if choice == "auto":
         known = clips.channels != "xyz" and clips.img_shape is not None
         choice = "3d" if clips.channels == "xyz" else "2d" if known else "box"
-    if choice != "none" and (choice == "3d") != (clips.channels == "xyz"):
-        fitting = "3d or none" if clips.channels == "xyz" else "2d, box or none"
+    if choice != "none" and (choice in ("3d", "center")) != (clips.channels == "xyz"):
+        fitting = "3d, center or none" if clips.channels == "xyz" else "2d, box or none"
         raise UserError(f"normalize={choice!r} does not fit {clips.channels} clips; choose {fitting}")
-    if choice == "3d":
-        return Alignment(clips, **body_axes(clips.layout))
+    axes = body_axes(clips.layout)
+    if choice == "center":
+        axes |= {"zaxis": None, "xaxis": None}
+    if semantics == "original":
+        if choice in ("3d", "center"):
+            return PreNormalization(clips, clip_len, **axes)
+        check_length(clips, clip_len)
+    if choice in ("3d", "center"):
+        return Alignment(clips, **axes)
     if choice == "2d":
         return ImageNormalization(clips, clips.img_shape, masked=semantics == "pyskl")
     return BoxNormalization(clips) if choice == "box" else Normalization(clips)

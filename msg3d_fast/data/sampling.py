@@ -44,7 +44,7 @@ def uniform_sample(
         num_clips: clips of each sample.
         draws: where the random numbers come from.
         test: spread the starts of short clips instead of drawing them.
-        semantics: "pyskl" draws a ratio and a shift before every clip.
+        semantics: "pyskl" draws a ratio and a shift before every clip, the others only where there is a choice.
         p_interval: range of that ratio, the part of the sample that a clip covers.
 
     Returns:
@@ -55,9 +55,9 @@ def uniform_sample(
     inds = np.empty((len(total_frames), num_clips, clip_len), np.int64)
     for k in range(num_clips):
         frames, shift = total_frames, np.zeros_like(total_frames)
-        if semantics == "pyskl":
+        if semantics == "pyskl" or p_interval != (1.0, 1.0):
             ratio = draws.uniform((), everyone) * (p_interval[1] - p_interval[0]) + p_interval[0]
-            frames = (ratio * total_frames).astype(np.int64)
+            frames = np.maximum((ratio * total_frames).astype(np.int64), 1)
             shift = draws.integers(total_frames - frames + 1, everyone)
         start = np.where(frames < num_clips, k, k * frames // num_clips) if test else None
         inds[:, k] = _sample_once(frames, clip_len, draws, start) + shift[:, None]

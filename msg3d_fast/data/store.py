@@ -1,16 +1,16 @@
 """The memory-mapped store: a folder of plain `.npy` files that opens at once, whatever its size.
 
-    meta.json                                   skeleton, names, counts, sha256 of every other file
+    meta.json                                   skeleton, names, counts, fingerprint, sha256 of every file and its own
     keypoint.npy (sum of M*T, V, C)             float16 or float32, memory-mapped when opened
     num_person.npy total_frames.npy label.npy frame_dir.npy splits.npy (S, N) [img_shape.npy]
+    digest.npy (N, 32)                          sha256 of the pose of each clip, so that a changed byte names its clip
+    skipped.txt                                 what could not be used, one line each: name, reason
 
-It is written to a folder beside its place and renamed when it is whole, so a store is there completely or not at all.
+`store_writer` writes it. Whatever is small is held against its checksum whenever a store is opened.
 """
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,24 @@ from ..errors import UserError
 from ..graph import get_layout
 from .clips import ClipSet
 
-FORMAT, VERSION = "msg3d_fast store", 1
+FORMAT, VERSION = "msg3d_fast store", 2
 DTYPES = ("float16", "float32")
-_FIELDS = ("layout", "label_names", "splits", "channels", "missing", "fingerprint", "sha256")
+SKIPPED = "skipped.txt"
+_FIELDS = (
+    "layout",
+    "label_names",
+    "splits",
+    "channels",
+    "missing",
+    "fingerprint",
+    "notes",
+    "job",
+    "sha256",
+    "checksum",
+)
+_MAPPED = "keypoint.npy"
 
-Progress = Callable[[int, int], None]  # rows done, rows in all
+Progress = Callable[[int, int], None]  # files or rows done, and in all
 
 
 def check_dtype(dtype: str) -> np.dtype:
@@ -35,118 +48,29 @@ def check_dtype(dtype: str) -> np.dtype:
     return np.dtype(dtype)
 
 
-def write_store(
-    clips: ClipSet, directory: str | Path, dtype: str = "float16", *, progress: Progress | None = None
-) -> Path:
-    """Write clips as a store; nothing is left behind if that fails.
-
-    Args:
-        clips: what to write.
-        directory: where; must not exist.
-        dtype: "float16" or "float32" of the keypoints.
-        progress: called with the rows written so far and the rows in all.
-
-    Returns:
-        the directory.
-
-    Raises:
-        UserError: the place is taken, values that do not fit the dtype, a disk that is full or cannot be written.
-    """
-    place, stored = Path(directory), check_dtype(dtype)
-    if place.exists():
-        raise UserError(f"{place}: exists already; choose another place or remove it first")
-    partial = place.with_name(f"{place.name}.partial")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir()
-        _write_files(clips, partial, stored, progress)
-        partial.rename(place)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be written: {error.strerror or error}; nothing was left there") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return place
-
-
-def _write_files(clips: ClipSet, folder: Path, dtype: np.dtype, progress: Progress | None) -> None:
-    arrays: dict[str, np.ndarray] = {
-        "num_person": clips.num_person,
-        "total_frames": clips.total_frames,
-        "label": clips.label,
-        "frame_dir": clips.frame_dir,
-        "splits": np.array([clips.splits[name] for name in clips.splits], bool).reshape(-1, len(clips)),
-    }
-    if clips.img_shape is not None:
-        arrays["img_shape"] = np.asarray(clips.img_shape, np.int64)
-    for name, array in arrays.items():
-        with (folder / f"{name}.npy").open("wb") as file:
-            np.lib.format.write_array(file, array, allow_pickle=False)
-            _flush(file)
-    _write_keypoint(clips, folder / "keypoint.npy", dtype, progress)
-    meta = {
-        "format": FORMAT,
-        "version": VERSION,
-        "layout": clips.layout.to_hparam(),
-        "label_names": list(clips.label_names),
-        "splits": list(clips.splits),
-        "channels": clips.channels,
-        "missing": clips.missing,
-        "fingerprint": clips.fingerprint(dtype),
-        "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
-    }
-    with (folder / "meta.json").open("w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=1)
-        _flush(file)
-
-
-def _write_keypoint(clips: ClipSet, path: Path, dtype: np.dtype, progress: Progress | None) -> None:
-    rows = int(clips.num_rows.sum())
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (rows, *clips.keypoint.shape[1:]),
-    }
-    done, limit = 0, np.finfo(dtype).max
-    # Written, not mapped: a full disk is then an error, where a mapped page would kill the process.
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for run in clips.row_runs():
-            part = np.asarray(clips.keypoint[run])
-            if part.size and not (largest := np.abs(part).max()) <= limit:
-                raise UserError(f"{clips.name}: coordinates up to {largest:.3g} do not fit {dtype}; use dtype float32")
-            file.write(part.astype(dtype, copy=False).tobytes())
-            done += len(part)
-            if progress:
-                progress(done, rows)
-        _flush(file)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10 has no file_digest
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
+def meta_checksum(meta: dict[str, Any]) -> str:
+    """sha256 (hex) of what meta.json says, apart from this checksum."""
+    rest = {key: value for key, value in meta.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def open_store(directory: str | Path) -> ClipSet:
-    """Open a store; keypoints stay on disk until they are used.
+    """Open a store; keypoints stay on disk until they are used, everything else is held against its checksum.
 
     Raises:
-        UserError: not a store, of a newer version, or with a file that is missing or cut off.
+        UserError: not a store, of another version, or with a file that is missing, cut off or damaged.
     """
     place = Path(directory)
-    meta = _meta(place)
+    meta = read_meta(place)
     try:
         return _clip_set(place, meta)
     except UserError:
@@ -156,6 +80,10 @@ def open_store(directory: str | Path) -> ClipSet:
 
 
 def _clip_set(place: Path, meta: dict[str, Any]) -> ClipSet:
+    for name in meta["sha256"]:
+        if name != _MAPPED:
+            _check_file(place, name, meta)
+
     def load(name: str, mapped: bool = False) -> np.ndarray:
         try:
             return np.load(place / f"{name}.npy", mmap_mode="r" if mapped else None, allow_pickle=False)
@@ -177,39 +105,63 @@ def _clip_set(place: Path, meta: dict[str, Any]) -> ClipSet:
         splits=dict(zip(meta["splits"], masks, strict=False)),
         channels=meta["channels"],
         img_shape=load("img_shape") if "img_shape.npy" in meta["sha256"] else None,
+        digest=load("digest"),
         missing=meta["missing"],
         name=str(place),
     )
 
 
-def _meta(place: Path) -> dict[str, Any]:
+def read_meta(place: Path) -> dict[str, Any]:
+    """What meta.json of a store says.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or of another version.
+    """
     try:
         meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{place}: not a store: meta.json: {reason}; make one with prepare") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{place}: meta.json is damaged; prepare the store again") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(f"{place}: meta.json does not describe a store of clips; make one with prepare")
-    if meta.get("version") != VERSION:
-        raise UserError(f"{place}: store version {meta.get('version')}, this program reads {VERSION}; update it")
+    version = meta.get("version")
+    if not isinstance(version, int):
+        raise UserError(f"{place}: meta.json is damaged; prepare the store again")
+    if version != VERSION:
+        what = "prepare the store again" if version < VERSION else "update the program"
+        raise UserError(f"{place}: store version {version}, this program reads {VERSION}; {what}")
     if absent := [name for name in _FIELDS if name not in meta]:
         raise UserError(f"{place}: meta.json lacks {', '.join(absent)}; prepare the store again")
+    if meta["checksum"] != meta_checksum(meta):
+        raise UserError(f"{place}: meta.json is not what was written; prepare the store again")
     return meta
+
+
+def _check_file(place: Path, name: str, meta: dict[str, Any]) -> None:
+    try:
+        found = file_digest(place / name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{place}: {name} is missing or cannot be read ({reason}); prepare the store again") from None
+    if found != (expected := str(meta["sha256"][name])):
+        raise UserError(
+            f"{place}: {name} is damaged or cut off: it has sha256 {found[:12]}, expected {expected[:12]}; "
+            "prepare the store again"
+        )
 
 
 def check_store(directory: str | Path) -> ClipSet:
     """Open a store and read every byte of it against its checksums.
 
     Raises:
-        UserError: a file that is missing or differs from what was written.
+        UserError: a file that is missing or differs from what was written; of the poses, the clip is named too.
     """
     place = Path(directory)
     clips = open_store(place)
-    for name, expected in _meta(place)["sha256"].items():
-        if (found := _sha256(place / name)) != expected:
-            raise UserError(
-                f"{place}: {name} has sha256 {found[:12]}, expected {expected[:12]}; prepare the store again"
-            )
+    meta = read_meta(place)
+    if clips.fingerprint() != meta["fingerprint"]:  # names the clip whose pose has changed
+        raise UserError(f"{place}: the clips are not those that meta.json describes; prepare the store again")
+    _check_file(place, _MAPPED, meta)
     return clips

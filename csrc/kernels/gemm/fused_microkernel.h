@@ -4,6 +4,8 @@
 // of AVX2, four of 16 bytes. The tile's rows are what the registers leave room for.
 #pragma once
 
+#include <limits>
+
 #include "column_passes_impl.h"
 #include "fused_product.h"
 #include "microkernel.h"
@@ -44,6 +46,35 @@ struct FusedMicrokernel {
     }
   }
 
+  // What follows the sums. Decisions are taken once a tile: taken for each of its vectors they cost short contractions
+  // a tenth.
+  template <int kRows>
+  static inline __attribute__((always_inline)) void finish(const FusedProduct<T>& p, int64_t group, int64_t row,
+                                                           Vector (&sum)[kRows][kVectors]) {
+    if (p.add) {
+      const T* add = p.add + group * p.add_group + row * p.add_row;
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i, add += p.add_row) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) sum[i][j] += load(add + j * kLanes);
+      }
+    }
+    Vector bias[kVectors] = {};
+    for (int j = 0; p.bias && j < kVectors; ++j) bias[j] = load(p.bias + j * kLanes);
+    const Vector lowest = (p.relu ? T(0) : -std::numeric_limits<T>::infinity()) - Vector{};
+    const int64_t c_row = p.c_row;
+    T* c = p.c + group * p.c_group + row * c_row;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i, c += c_row) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) {
+        Vector value = sum[i][j] + bias[j];
+        value = value < lowest ? lowest : value;  // lets NaN through, as torch does
+        __builtin_memcpy(c + j * kLanes, &value, sizeof(value));
+      }
+    }
+  }
+
   // `tiles` tiles of kRows rows, from `row` on.
   template <int kRows>
   static __attribute__((noinline)) void run(const FusedProduct<T>& p, int64_t group, int64_t row, int64_t tiles) {
@@ -70,17 +101,7 @@ struct FusedMicrokernel {
         }
         for (; k < depth; ++k, b += b_row) step<kRows>(sum, a, k, b);
       }
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) {
-          Vector value = sum[i][j];
-          if (p.bias) value += load(p.bias + j * kLanes);
-          if (p.add) value += load(p.add + group * p.add_group + (row + i) * p.add_row + j * kLanes);
-          if (p.relu) value = value < 0 ? Vector{} : value;  // lets NaN through, as torch does
-          __builtin_memcpy(p.c + group * p.c_group + (row + i) * p.c_row + j * kLanes, &value, sizeof(value));
-        }
-      }
+      finish<kRows>(p, group, row, sum);
     }
   }
 

@@ -52,10 +52,10 @@ extern const Isa kAvx512;
 // The names of those in this binary that this machine supports, widest first, separated by blanks.
 const char* supported_isas();
 
-// The widest one that this machine supports, unless set_isa chose another.
+// The fastest one that this machine supports, unless set_isa chose another.
 const Isa& current_isa();
 
-// Chooses by name; "auto" returns to the widest. False: no such name here, or this machine lacks it.
+// Chooses by name; "auto" returns to the fastest. False: no such name here, or this machine lacks it.
 bool set_isa(const char* name);
 
 template <typename T>

@@ -48,20 +48,25 @@ struct Microkernel {
     return Vector{((void)kLane, value)...};
   }
 
+  // Two vectors of a row of which `columns` values exist.
+  static inline __attribute__((always_inline)) void load_row(const T* from, int64_t columns, Vector& lo, Vector& hi) {
+    T edge[kWidth] = {};
+    if (columns < kWidth) {
+      for (int64_t j = 0; j < columns; ++j) edge[j] = from[j];
+      from = edge;
+    }
+    lo = load(from), hi = load(from + kLanes);
+  }
+
   template <int kRows>
   static void tile(const PanelProduct<T>& p, int64_t row) {
-    Vector lo[kRows] = {}, hi[kRows] = {};              // registers: the sum of the current block
-    Vector total_lo[kRows] = {}, total_hi[kRows] = {};  // memory: start and the blocks so far
-    if (p.start) {
-      for (int i = 0; i < kRows; ++i) {
-        const T* start = p.start + (row + i) * p.start_row;
-        T edge[kWidth] = {};
-        if (p.columns < kWidth) {
-          for (int64_t j = 0; j < p.columns; ++j) edge[j] = start[j];
-          start = edge;
-        }
-        total_lo[i] = load(start);
-        total_hi[i] = load(start + kLanes);
+    Vector lo[kRows] = {}, hi[kRows] = {};    // registers: the sum of the current block
+    Vector total_lo[kRows], total_hi[kRows];  // memory: start and the blocks so far, where there are several
+    const bool several = p.segments * p.depth > kBlock;
+    if (several) {
+      for (int i = 0; i < kRows; ++i) total_lo[i] = total_hi[i] = Vector{};
+      for (int i = 0; p.start && i < kRows; ++i) {
+        load_row(p.start + (row + i) * p.start_row, p.columns, total_lo[i], total_hi[i]);
       }
     }
     int64_t block = kBlock;
@@ -94,7 +99,7 @@ struct Microkernel {
         }
         depth -= steps;
         block -= steps;
-        if (block == 0) {
+        if (block == 0 && several) {
           block = kBlock;
 #pragma GCC unroll 16
           for (int i = 0; i < kRows; ++i) {
@@ -104,19 +109,33 @@ struct Microkernel {
         }
       }
     }
+    if (several) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      T* c = p.c + (row + i) * p.c_row;
-      const Vector sum_lo = total_lo[i] + lo[i], sum_hi = total_hi[i] + hi[i];
-      if (p.columns == kWidth) {
-        __builtin_memcpy(c, &sum_lo, sizeof(Vector));
-        __builtin_memcpy(c + kLanes, &sum_hi, sizeof(Vector));
-      } else {
-        T edge[kWidth];
-        __builtin_memcpy(edge, &sum_lo, sizeof(Vector));
-        __builtin_memcpy(edge + kLanes, &sum_hi, sizeof(Vector));
-        for (int64_t j = 0; j < p.columns; ++j) c[j] = edge[j];
+      for (int i = 0; i < kRows; ++i) lo[i] += total_lo[i], hi[i] += total_hi[i];
+    } else if (p.start) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        Vector start_lo, start_hi;
+        load_row(p.start + (row + i) * p.start_row, p.columns, start_lo, start_hi);
+        lo[i] += start_lo, hi[i] += start_hi;
       }
+    }
+    const int64_t c_row = p.c_row;
+    T* c = p.c + row * c_row;
+    if (p.columns == kWidth) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i, c += c_row) {
+        __builtin_memcpy(c, &lo[i], sizeof(Vector));
+        __builtin_memcpy(c + kLanes, &hi[i], sizeof(Vector));
+      }
+      return;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i, c += c_row) {
+      T edge[kWidth];
+      __builtin_memcpy(edge, &lo[i], sizeof(Vector));
+      __builtin_memcpy(edge + kLanes, &hi[i], sizeof(Vector));
+      for (int64_t j = 0; j < p.columns; ++j) c[j] = edge[j];
     }
   }
 
