@@ -85,8 +85,8 @@ def _training() -> str:
     if backend == "reference" or not _library.available():
         return "layer by layer; absent persons are computed like the others"
     return (
-        "whole blocks fused on the CPU, layer by layer on a GPU; memory fast or low (model.memory); absent persons computed once for each slot "
-        "and batch (model.skip_absent)"
+        "whole blocks fused on the CPU, memory fast or low (model.memory), absent persons computed once for each slot "
+        "and batch (model.skip_absent); layer by layer on a GPU"
     )
 
 
@@ -123,7 +123,7 @@ def _self_test() -> str:
                 scale = right.abs().max()
                 off, rounding = ((t.double().cpu() - right).abs().max() / scale for t in (ours, theirs))
                 if not off <= 2 * rounding + 4 * torch.finfo(dtype).eps:
-                    return f"FAILED: {name} of C {C}, O {O}, window {window}, {dtype} is off by {off:.1e}; please report it"
+                    return f"FAILED: {name} of C {C}, O {O}, {window}, {dtype} is off by {off:.1e}; please report it"
     return "passed"
 
 
