@@ -5,12 +5,12 @@ groupID = lane / 4 and threadID_in_group = lane % 4: an independent statement of
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import emulator
 import numpy as np
 import pytest
 from emulator.ptx import WIDTHS
+from ptx_kernels import PtxKernels, names, put_words, words
 
 LANES = 32
 Layout = Callable[[int, int, int], tuple[int, int]]  # groupID, threadID_in_group, element i -> row, column
@@ -40,43 +40,13 @@ def fragment(matrix: np.ndarray, layout: Layout, elements: int) -> np.ndarray:
     return np.array([[matrix[layout(l // 4, l % 4, i)] for i in range(elements)] for l in range(LANES)])  # noqa: E741
 
 
-KERNELS: dict[str, str] = {}  # PTX entries by name, all compiled at once
-
-
-def kernel(name: str, body: Sequence[str], parameters: int) -> None:
-    """Adds an entry; %d0, %d1, ... hold the pointers, %r0 the thread, %d10 .. %d12 it times 4, 8 and 16."""
-    lines = [f".visible .entry {name}(", ",\n".join(f".param .u64 p{i}" for i in range(parameters)), ")", "{"]
-    lines += [".reg .pred %p<9>;", ".reg .b16 %h<20>;", ".reg .b32 %r<40>;", ".reg .f32 %f<20>;", ".reg .b64 %d<40>;"]
-    lines += [f"ld.param.u64 %d{i}, [p{i}];" for i in range(parameters)]
-    lines += ["mov.u32 %r0, %tid.x;"]
-    lines += [f"mul.wide.u32 %d{10 + i}, %r0, {size};" for i, size in enumerate((4, 8, 16))]
-    KERNELS[name] = "\n".join([*lines, *body, "ret;", "}"])
-
-
-@cache
-def compiled() -> emulator.Kernels:
-    return emulator.build_ptx("\n".join([".extern .shared .align 128 .b8 dynamic[];", *KERNELS.values()]))
-
-
-def words(register: str, first: int, count: int, pointer: int) -> list[str]:
-    """Loads of `count` words of this thread's row in the array at %d<pointer>."""
-    lines = [f"mul.wide.u32 %d20, %r0, {4 * count};", f"add.s64 %d20, %d20, %d{pointer};"]
-    return lines + [f"ld.global.b32 %{register}{first + i}, [%d20+{4 * i}];" for i in range(count)]
-
-
-def put_words(register: str, first: int, count: int, pointer: int) -> list[str]:
-    lines = [f"mul.wide.u32 %d20, %r0, {4 * count};", f"add.s64 %d20, %d20, %d{pointer};"]
-    return lines + [f"st.global.b32 [%d20+{4 * i}], %{register}{first + i};" for i in range(count)]
-
-
-def names(register: str, first: int, count: int) -> str:
-    return "{" + ", ".join(f"%{register}{first + i}" for i in range(count)) + "}"
+KERNELS = PtxKernels()
 
 
 def run(name: str, arrays: Sequence[np.ndarray], out: np.ndarray, shared: int = 0) -> np.ndarray:
     devices = [emulator.upload(f"p{i}", array) for i, array in enumerate(arrays)]
     result = emulator.upload("out", out)
-    compiled().launch(name, (1,), LANES, shared, *devices, result)
+    KERNELS.compiled.launch(name, (1,), LANES, shared, *devices, result)
     return result.numpy()
 
 
@@ -97,7 +67,7 @@ for _case, _name in MMA.items():
     _operands = [names("f", 4, 4), names("r", 4, _words[0]), names("r", 12, _words[1]), names("f", 0, 4)]
     _body = [*words("r", 4, _words[0], 0), *words("r", 12, _words[1], 1), *words("f", 0, 4, 2)]
     _body += [f"mma.sync.aligned.{_name} {', '.join(_operands)};", *put_words("f", 4, 4, 3)]
-    kernel(f"mma_{_case.replace('-', '_')}", _body, 4)
+    KERNELS.add(f"mma_{_case.replace('-', '_')}", _body, 4)
 
 
 @pytest.mark.parametrize("case", MMA)
@@ -122,7 +92,7 @@ for _count in (1, 2, 4):
         _body += [f"st.shared.v4.b32 [%r31], {names('r', 1, 4)};", "bar.sync 0;", *words("r", 8, 1, 1)]
         _body += ["mad.lo.u32 %r32, %r8, 16, %r30;"]
         _body += [f"ldmatrix.sync.aligned.m8n8.x{_count}{_trans}.shared.b16 {names('r', 12, _count)}, [%r32];"]
-        kernel(f"ldmatrix_{_count}{bool(_trans)}", [*_body, *put_words("r", 12, _count, 2)], 3)
+        KERNELS.add(f"ldmatrix_{_count}{bool(_trans)}", [*_body, *put_words("r", 12, _count, 2)], 3)
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "trans"])
@@ -143,7 +113,7 @@ def test_ldmatrix(count: int, transposed: bool) -> None:
 
 
 _body = [*words("r", 1, 1, 0), "movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r1;", *put_words("r", 2, 1, 1)]
-kernel("movmatrix", _body, 2)
+KERNELS.add("movmatrix", _body, 2)
 
 
 def test_movmatrix() -> None:
@@ -163,7 +133,7 @@ for _mode in SHUFFLES:
     for _width in (32, 8):
         _clamp = (32 - _width) << 8 | (0 if _mode == "up" else 31)
         _body = ["mad.lo.u32 %r1, %r0, 7, 1000;", f"shfl.sync.{_mode}.b32 %r2|%p1, %r1, 3, {_clamp}, -1;"]
-        kernel(f"shuffle_{_mode}{_width}", [*_body, "selp.u32 %r3, 1, 0, %p1;", *put_words("r", 2, 2, 0)], 1)
+        KERNELS.add(f"shuffle_{_mode}{_width}", [*_body, "selp.u32 %r3, 1, 0, %p1;", *put_words("r", 2, 2, 0)], 1)
 
 
 @pytest.mark.parametrize("width", [32, 8])
@@ -179,7 +149,7 @@ def test_shuffle(mode: str, width: int) -> None:
 _body = [*words("r", 1, 1, 0), "setp.ne.u32 %p1, %r1, 0;", "vote.sync.any.pred %p2, %p1, -1;"]
 _body += ["vote.sync.all.pred %p3, %p1, -1;", "vote.sync.ballot.b32 %r6, %p1, 0xffffffff;"]
 _body += ["selp.u32 %r4, 1, 0, %p2;", "selp.u32 %r5, 1, 0, %p3;", *put_words("r", 4, 3, 1)]
-kernel("vote", _body, 2)
+KERNELS.add("vote", _body, 2)
 
 
 @pytest.mark.parametrize("members", [(), range(32), (3, 17)], ids=["none", "all", "two"])
@@ -196,7 +166,7 @@ for _kind in KINDS:
     _body = [f"mul.wide.u32 %d21, %r0, {_size};", "add.s64 %d22, %d21, %d0;", f"ld.global.nc.{_kind} {_first}, [%d22];"]
     _body += ["mov.u64 %d23, dynamic;", "add.s64 %d23, %d23, %d21;", f"st.shared.{_kind} [%d23], {_first};"]
     _body += [f"ld.shared.{_kind} {_second}, [%d23];", *([] if _size == 8 else ["cvt.s64.s32 %d24, %r31;"])]
-    kernel(f"extend_{_kind}", [*_body, "add.s64 %d25, %d11, %d1;", "st.global.u64 [%d25], %d24;"], 2)
+    KERNELS.add(f"extend_{_kind}", [*_body, "add.s64 %d25, %d11, %d1;", "st.global.u64 [%d25], %d24;"], 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,7 +185,7 @@ _body += ["mov.b32 %r7, {%h2, %h1};", "{ .reg .b16 tmp; mov.b32 {tmp, %h3}, %r4;
 _body += ["mov.u32 %r9, dynamic;", "cvt.u64.u32 %d23, %r9;", "cvta.shared.u64 %d24, %d23;", "add.s64 %d24, %d24, %d12;"]
 _body += ["st.v2.b32 [%d24], {%r5, %r6};", "cvta.to.shared.u64 %d25, %d24;"]
 _body += ["st.shared.v2.b32 [%d25+8], {%r7, %r8};", "ld.v2.b64 {%d26, %d27}, [%d24];", "add.s64 %d28, %d12, %d1;"]
-kernel("parts", [*_body, "st.global.v2.b64 [%d28], {%d26, %d27};"], 2)
+KERNELS.add("parts", [*_body, "st.global.v2.b64 [%d28], {%d26, %d27};"], 2)
 
 
 def test_vectors_and_parts() -> None:
@@ -230,12 +200,12 @@ SPECIALS = ("tid.x", "tid.y", "tid.z", "laneid", "ntid.x", "ntid.y", "ctaid.x", 
 SPECIALS += ("nctaid.y", "nctaid.z")
 _body = [f"mov.u32 %r{20 + i}, %{name};" for i, name in enumerate(SPECIALS)]
 _body += ["mad.lo.u32 %r5, %r28, %r30, %r27;", "mad.lo.u32 %r5, %r5, %r29, %r26;", "mad.lo.u32 %r0, %r5, 64, %r0;"]
-kernel("indices", [*_body, *put_words("r", 20, 12, 0)], 1)
+KERNELS.add("indices", [*_body, *put_words("r", 20, 12, 0)], 1)
 
 
 def test_indices() -> None:
     out = emulator.upload("out", np.zeros((4, 3, 2, 64, 12), np.uint32))
-    compiled().launch("indices", (2, 3, 4), 64, 0, out)
+    KERNELS.compiled.launch("indices", (2, 3, 4), 64, 0, out)
     got = out.numpy()
     for z, y, x, thread in np.ndindex(4, 3, 2, 64):
         assert list(got[z, y, x, thread]) == [thread, 0, 0, thread % 32, 64, 1, x, y, z, 2, 3, 4]

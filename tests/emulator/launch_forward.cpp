@@ -53,7 +53,8 @@ int forward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64
 
 // Why there is no tensor-core kernel (at most 255 bytes and a zero), or how many tiles lost.
 int forward_refusal(char* text, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
-                    int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels) {
+                    int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors,
+                    int64_t out_channels) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
   const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels);
   std::strncpy(text, plan.refused.c_str(), 255);

@@ -345,6 +345,9 @@ void* allocate(const std::string& name, size_t bytes, bool initialised) {
 }
 
 void release(void* base) {
+  const int buffer = find_buffer(base, 0);
+  const size_t begin = static_cast<size_t>(static_cast<unsigned char*>(base) - arena);
+  if (buffer >= 0 && begin + buffers[buffer].bytes == arena_used) arena_used = begin - kGuardBytes;  // the last one
   remove_buffer(base);
   if (--arena_live == 0) {
     madvise(arena, arena_used, MADV_DONTNEED);

@@ -110,7 +110,7 @@ def parse(text: str) -> Program:
             entry, header, inside = Entry(match[1], parameters), "", True
             program.entries.append(entry)
             continue
-        if line.startswith(".loc"):
+        if re.match(r"\.loc\s", line):
             number, source_line = line.split()[1:3]
             place = f"{files.get(number, '?')}:{source_line}"
             continue

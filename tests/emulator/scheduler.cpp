@@ -76,8 +76,9 @@ const char* name_of(Kind kind) {
   return "?";
 }
 
-std::string place(int at) {
-  return launching_ptx && launching_ptx->sites && at ? std::string(" at ") + launching_ptx->sites[at] : "";
+std::string place(int at) {  // " at file.cu:123" on route P
+  if (at == 0 || launching_ptx == nullptr || launching_ptx->sites[at][0] == 0) return "";
+  return std::string(" at ") + launching_ptx->sites[at];
 }
 
 void leave_lane() {
@@ -290,7 +291,7 @@ void fail(const char* kind, const std::string& what) {
     char where[160];
     std::snprintf(where, sizeof(where), " (thread %d, warp %d, block %d,%d,%d", current->index, current->index / kLanes,
                   current->block[0], current->block[1], current->block[2]);
-    fault_text += where + (site ? "," + place(site) : std::string()) + ", " + launching_name + ")";
+    fault_text += where + place(site) + ", " + launching_name + ")";
   }
   if (!inside) throw Failed{};
   Fiber::pass(running().fiber, main_fiber);
