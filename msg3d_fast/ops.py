@@ -93,7 +93,7 @@ def ms_g3d(
                 f"ms_g3d: x is {_name(x.dtype)}; expected float32 or float64: convert it with .float(), or run under "
                 "torch.autocast"
             )
-    elif torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    elif _autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)  # as upstream's einsum and convolution do
         x, A, weight = x.to(dtype), A.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -124,6 +124,11 @@ def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
     Equivalent to `reference.ms_gcn`.
     """
     return ms_g3d(x, A, weight, bias, window_size=1, backend=backend)
+
+
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type  # the meta device has no autocast
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
 
 
 def _widened(tensor: Tensor | None) -> Tensor | None:
