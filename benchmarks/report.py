@@ -125,6 +125,10 @@ def figures(results: list[Record]) -> list[tuple[str, str, float | None, float, 
     for r in of_kind(results, "eval", clips=1, frames=100, persons=2):
         share = r["flops"] / r["median"] / (r["sgemm_flops"] / r["rivals"][SGEMM]["median"])
         found.append((f"share of {SGEMM}'s rate, eval, {r['case']['skeleton']}", "≥", 80, 100 * share, "%"))
+    for r in of_kind(results, "tiles"):
+        slowest = min(r["tiles"], key=lambda tile: tile["gflops"])
+        what = f"slowest of {len(r['tiles'])} sizes of product / {SGEMM}, 1 thread, {r['case']['skeleton']}"
+        found.append((what, "≥", 90, 100 * slowest["gflops"] / r["sgemm_gflops"], "%"))
     for r in of_kind(results, "threads"):
         what = f"1 to 2 threads, {r['case']['skeleton']}, {r['case']['persons']}"
         what += {1: " person", 2: " persons"}.get(r["case"]["persons"], "")

@@ -81,7 +81,7 @@ def ms_g3d(
     chosen = resolve_backend(backend)
     if chosen != "reference":
         x, A, weight, bias = _prepared(chosen, x, A, weight, bias)
-    elif torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    elif _autocasts(x) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)  # as upstream's einsum and convolution do
         x, A, weight = x.to(dtype), A.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -114,6 +114,11 @@ def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
     return ms_g3d(x, A, weight, bias, window_size=1, backend=backend)
 
 
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type  # the meta device has no autocast
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def operators(backend: str) -> Any:
     """Return the namespace of the registered operators of `native` or `emulated`.
 
@@ -143,9 +148,8 @@ def _prepared(
             f"ms_g3d: x is on {x.device}; there are native kernels for CPUs and CUDA devices: move the model and its "
             "input there, or use backend='reference'"
         )
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        to = torch.get_autocast_dtype(device) if on_gpu else torch.float32
+    if _autocasts(x):
+        to = torch.get_autocast_dtype(x.device.type) if on_gpu else torch.float32
         from_types = (torch.float16, torch.bfloat16, torch.float32)
         x, A, weight, bias = (t.to(to) if t is not None and t.dtype in from_types else t for t in (x, A, weight, bias))
     if x.dtype not in (_GPU_TYPES if on_gpu else _GPU_TYPES[:2]):

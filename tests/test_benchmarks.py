@@ -147,6 +147,8 @@ def results() -> dict:
     for contender, megabytes in (("eager", 240), ("fast", 70), ("low", 50)):
         for kind in ("saved for backward", "peak memory"):
             benchmarks.append(case(kind, 1.0, {}, case=clip | {"contender": contender}, bytes_per_clip=1e6 * megabytes))
+    tiles = [{"size": [17, 1, 1, 96, 96], "times": 3, "gflops": gflops} for gflops in (99.0, 92.0)]
+    benchmarks.append(case("tiles", 1.0, {}, case={"skeleton": "coco-17"}, tiles=tiles, sgemm_gflops=100.0))
     for value in (1, 2, 4):
         info = {"case": {"axis": "N", "value": value}, "flops": 1e9 * value, "saved_bytes": 1e6 * value}
         benchmarks.append(case("growth", 0.1 * value**2, {"eager": 1.0}, **info))
@@ -177,6 +179,8 @@ def test_report_states_ratios_and_what_is_missing(results, tmp_path):
     assert by_name["saved for backward, msg3d_fast, memory=low"] == ["50", "MB per clip", "≤ 45", "no"]
     assert by_name["1 to 2 threads, coco-17, 2 persons"] == ["1.9", "×", "≥ 1.85", "yes"]
     assert by_name[f"share of {harness.SGEMM}'s rate, eval, coco-17"] == ["90", "%", "≥ 80", "yes"]
+    slowest = f"slowest of 2 sizes of product / {harness.SGEMM}, 1 thread, coco-17"
+    assert by_name[slowest] == ["92", "%", "≥ 90", "yes"]
     assert by_name["fuse and first result, coco-17"] == ["0.5", "s", "≤ 1", "yes"]
     assert by_name["data pipeline, joint, from store"] == ["6,400", "clips/s", "≥ 4000", "yes"]
     assert by_name["N"] == ["1 2 4", "1.00", "2.00", "0.00", "1.00"]
