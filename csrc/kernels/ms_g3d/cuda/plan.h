@@ -47,13 +47,17 @@ constexpr FramePack kFramePacks[] = {
     {"1 frame of 64", 1, 49, 64, 8, 8},
 };
 
-// Destination nodes of one warp in tiles of eight, and its windows. windows.cu instantiates them.
+// Destination nodes of one warp in tiles of eight, its windows, and whether it has registers left for projection units
+// of 48 channels instead of 24. windows.cu instantiates them.
 struct WindowTile {
   const char* name;
   int node_tiles, windows;
+  bool wide_units;
 };
 constexpr WindowTile kWindowTiles[] = {
-    {"56 nodes", 7, 1}, {"56 nodes, 2 windows", 7, 2}, {"80 nodes", 10, 1}, {"88 nodes", 11, 1}, {"128 nodes", 16, 1},
+    {"56 nodes", 7, 1, true},  {"56 nodes, 2 windows", 7, 2, false},
+    {"64 nodes", 8, 1, true},  {"80 nodes", 10, 1, true},
+    {"88 nodes", 11, 1, true}, {"128 nodes", 16, 1, false},
 };
 
 struct ForwardPlan {
@@ -68,6 +72,7 @@ struct ForwardPlan {
   int frame_step;        // windows: frames from one slot to the next
   int channel_steps;     // k16 steps of C
   int weight_steps;      // frames: k16 steps of a weight chunk; windows: projection units of a weight chunk
+  bool wide_units;       // windows: projection units are 48 channels wide
   int slices;            // of all output channels
   int slices_per_block;  // that a block computes one after the other while it keeps x
   int out_channels;      // of the collapse behind it; 0: none
@@ -101,7 +106,8 @@ inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign;
 // clocks, shared memory moves 128 bytes a clock; a barrier, and the start of a block, cost latency.
 struct Interval {
   int64_t mma, warps, wavefronts;
-  int64_t clocks() const { return std::max(mma * 8 / std::min<int64_t>(warps, 4), wavefronts) + 40; }
+  // Shared memory at its limit the whole time is not what one gets: a tenth of its time is added.
+  int64_t clocks() const { return std::max(mma * 8 / std::min<int64_t>(warps, 4), wavefronts) + wavefronts / 10 + 40; }
 };
 
 // `clocks` of the block's intervals, the bytes that it reads before them, and all that it moves through the
@@ -115,7 +121,7 @@ inline void finish(ForwardPlan& plan, const Device& device, int64_t clocks, int6
   plan.waves = ceil_div(plan.blocks, device.multiprocessors * per_sm);
   // One warp on a sub-partition cannot hide its own latency.
   const bool hidden = plan.warps * std::min(per_sm, on_one_sm) >= kMostWarps;
-  plan.clocks = static_cast<double>(on_one_sm * plan.block_clocks) * (hidden ? 1.0 : 1.25);
+  plan.clocks = static_cast<double>(on_one_sm * plan.block_clocks) * (hidden ? 1.0 : 1.15);
   plan.workspace_bytes = aligned(plan.weight_bytes) + aligned(plan.adjacency_bytes) + aligned(plan.collapse_bytes);
 }
 
@@ -181,7 +187,7 @@ inline ForwardPlan frames_plan(const Problem& p, const Device& device, int tile,
 
 // False if no such tile exists.
 inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int tile, int groups, int windows,
-                         bool stream_weight, bool keep_x, int64_t out_channels) {
+                         bool stream_weight, bool wide_units, bool keep_x, int64_t out_channels) {
   const WindowTile& shape = kWindowTiles[tile];
   plan = {};
   plan.kernel = Kernel::kWindows, plan.tile = tile;
@@ -205,11 +211,14 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   plan.adjacency_at = static_cast<int>(plan.weight_at + (stream_weight ? 2 : columns) * plan.weight_chunk_bytes);
   plan.shared_bytes = static_cast<int>(plan.adjacency_at + a_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows) * (plan.slices / plan.slices_per_block);
-  // Phase 1: units of 32 rows x 24 channels. Phase 2: a warp's windows.
-  const int64_t m32 = ceil_div(rows, 32), units = m32 * plan.weight_steps, chunks = columns / plan.weight_steps;
+  // Phase 1: units of 32 rows x 24 or 48 channels. Phase 2: a warp's windows.
+  plan.wide_units = wide_units;
+  const int64_t wide = wide_units ? 2 : 1, chunks = columns / plan.weight_steps;
+  const int64_t units = ceil_div(rows, 32) * plan.weight_steps / wide;
   const int64_t busy = std::min(plan.warps, 4), weight_bytes = columns * plan.weight_chunk_bytes;
-  const Interval project{ceil_div(units, busy) * busy * 6 * k, plan.warps,
-                         units * 14 * k + (rows * plan.slice() / 64 + (a_bytes + weight_bytes) / 128) / chunks};
+  const Interval project{
+      ceil_div(units, busy) * busy * 6 * wide * k, plan.warps,
+      units * (8 + 6 * wide) * k + (rows * plan.slice() / 64 + (a_bytes + weight_bytes) / 128) / chunks};
   const int64_t products = 3 * shape.node_tiles * shape.windows * ceil_div(node_tiles, 2);
   const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * ceil_div(node_tiles, 2);
   const Interval gather{plan.warps * products, plan.warps, plan.warps * fragments + weight_bytes / 128};
@@ -352,14 +361,17 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
       const WindowTile& shape = kWindowTiles[tile];
       for (int groups : {1, 2, 4}) {
         for (int windows : {1, 2, 3, 4, 8}) {
-          for (int way = 0; way < 4; ++way) {
-            const bool stream = way & 1, keep = way & 2;
+          for (int way = 0; way < 6; ++way) {
+            const bool stream = way % 3 == 1, wide = way % 3 == 2, keep = way / 3;
+            if (wide && !shape.wide_units) continue;
             if (too_wide(groups) || windows % shape.windows != 0) continue;
             if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
-            if (!windows_plan(plan, p, device, tile, groups, windows, stream, keep, out_channels)) continue;
-            choice.consider(
-                plan, tile_name(shape.name, groups, windows, "windows",
-                                std::string(stream ? ", weights streamed" : "") + (keep ? ", slices in turn" : "")));
+            if (!windows_plan(plan, p, device, tile, groups, windows, stream, wide, keep, out_channels)) continue;
+            choice.consider(plan, tile_name(shape.name, groups, windows, "windows",
+                                            std::string(stream ? ", weights streamed"
+                                                        : wide ? ", wide units"
+                                                               : "") +
+                                                (keep ? ", slices in turn" : "")));
           }
         }
       }
