@@ -13,10 +13,11 @@ from msg3d_fast import reference
 FOLDER = "csrc/kernels/ms_g3d/cuda/forward"
 SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in ("forward", "frames", "windows", "few_channels"))
 LAUNCHERS = "tests/emulator/launch_forward.cpp"
-FIELDS = (
-    "kernel tile warps groups parts windows slots frame_step weight_steps channel_steps slices slices_per_block "
-    "shared_bytes blocks waves weight_bytes adjacency_bytes collapse_bytes workspace_bytes clocks"
-).split()
+FIELDS = [
+    *("kernel", "tile", "warps", "groups", "parts", "windows", "slots", "frame_step", "weight_steps", "channel_steps"),
+    *("slices", "slices_per_block", "shared_bytes", "blocks", "waves", "weight_bytes", "adjacency_bytes"),
+    *("collapse_bytes", "workspace_bytes", "clocks"),
+]
 KERNELS = ("plain", "frames", "windows", "few_channels")
 
 

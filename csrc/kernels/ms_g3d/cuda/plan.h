@@ -47,13 +47,17 @@ constexpr FramePack kFramePacks[] = {
     {"1 frame of 64", 1, 49, 64, 8, 8},
 };
 
-// Destination nodes of one warp in tiles of eight, and its windows. windows.cu instantiates them.
+// Destination nodes of one warp in tiles of eight, its windows, and whether it has registers left for projection units
+// of 48 channels instead of 24. windows.cu instantiates them.
 struct WindowTile {
   const char* name;
   int node_tiles, windows;
+  bool wide_units;
 };
 constexpr WindowTile kWindowTiles[] = {
-    {"56 nodes", 7, 1}, {"56 nodes, 2 windows", 7, 2}, {"80 nodes", 10, 1}, {"88 nodes", 11, 1}, {"128 nodes", 16, 1},
+    {"56 nodes", 7, 1, true},  {"56 nodes, 2 windows", 7, 2, false},
+    {"64 nodes", 8, 1, true},  {"80 nodes", 10, 1, true},
+    {"88 nodes", 11, 1, true}, {"128 nodes", 16, 1, false},
 };
 
 struct ForwardPlan {
@@ -68,6 +72,7 @@ struct ForwardPlan {
   int frame_step;        // windows: frames from one slot to the next
   int channel_steps;     // k16 steps of C
   int weight_steps;      // frames: k16 steps of a weight chunk; windows: projection units of a weight chunk
+  bool wide_units;       // windows: projection units are 48 channels wide
   int slices;            // of all output channels
   int slices_per_block;  // that a block computes one after the other while it keeps x
   int out_channels;      // of the collapse behind it; 0: none
@@ -100,9 +105,16 @@ inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign;
 // Time of a block and of the whole grid. An m16n8k16 product keeps one of an SM's four sub-partitions busy for 8
 // clocks, shared memory moves 128 bytes a clock; a barrier, and the start of a block, cost latency.
 struct Interval {
-  int64_t mma, warps, wavefronts;
-  int64_t clocks() const { return std::max(mma * 8 / std::min<int64_t>(warps, 4), wavefronts) + 40; }
+  int64_t mma, wavefronts;  // products of the busiest sub-partition
+  // Shared memory at its limit the whole time is not what one gets: a tenth of its time is added.
+  int64_t clocks() const { return std::max(mma * 8, wavefronts) + wavefronts / 10 + 40; }
 };
+
+// Of `units` that warps take in turn, those of the busiest sub-partition; warp w runs on sub-partition w % 4.
+inline int64_t busiest(int64_t units, int64_t warps) {
+  const int64_t rest = units % warps;
+  return units / warps * ceil_div(warps, 4) + (rest > 0) + (rest > 4);
+}
 
 // `clocks` of the block's intervals, the bytes that it reads before them, and all that it moves through the
 // second-level cache, which gives a multiprocessor 47 bytes a clock: more than half of the time there is too much.
@@ -115,7 +127,7 @@ inline void finish(ForwardPlan& plan, const Device& device, int64_t clocks, int6
   plan.waves = ceil_div(plan.blocks, device.multiprocessors * per_sm);
   // One warp on a sub-partition cannot hide its own latency.
   const bool hidden = plan.warps * std::min(per_sm, on_one_sm) >= kMostWarps;
-  plan.clocks = static_cast<double>(on_one_sm * plan.block_clocks) * (hidden ? 1.0 : 1.25);
+  plan.clocks = static_cast<double>(on_one_sm * plan.block_clocks) * (hidden ? 1.0 : 1.15);
   plan.workspace_bytes = aligned(plan.weight_bytes) + aligned(plan.adjacency_bytes) + aligned(plan.collapse_bytes);
 }
 
@@ -144,7 +156,8 @@ inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channe
   plan.shared_bytes = static_cast<int>(std::max<int64_t>(plan.shared_bytes, end));
   const int64_t steps = plan.groups * 3, passes = ceil_div(out_groups, plan.collapse_groups);
   const int64_t busy = sets * plan.collapse_groups;
-  const Interval slot{busy * 12 * steps, busy, busy * 20 * steps + stage_bytes / 256};
+  const int64_t tiles = 3 * ceil_div(std::min<int64_t>(p.V, 32), 8);
+  const Interval slot{ceil_div(busy, 4) * tiles * steps, busy * 20 * steps + stage_bytes / 256};
   clocks += plan.slices * (passes * p.window * slot.clocks() + y_bytes / 128);
   all_bytes += plan.collapse_bytes + plan.windows * p.V * out_channels * 2;
   return true;
@@ -172,7 +185,7 @@ inline ForwardPlan frames_plan(const Problem& p, const Device& device, int tile,
   const int64_t products = 3 * pack.row_tiles * k + pack.frames * 3 * pack.joint_tiles * ceil_div(pack.joint_tiles, 2);
   const int64_t fragments = (48 + 8 * pack.row_tiles) * k / 4 + plan.adjacency_part_bytes / 128;
   const int64_t staged = k * 16 * plan.slice() * 2 + plan.adjacency_part_bytes;
-  const Interval scale{products * plan.warps, plan.warps, fragments * plan.warps + staged / 128};
+  const Interval scale{products * ceil_div(plan.warps, 4), fragments * plan.warps + staged / 128};
   const int64_t x_bytes = plan.windows * p.V * p.C * 2, y_bytes = plan.windows * p.V * p.O * 2;
   finish(plan, device, scales * (scale.clocks() + 40 * (weight_chunks - 1)), x_bytes,
          x_bytes + y_bytes + scales * staged);
@@ -181,7 +194,7 @@ inline ForwardPlan frames_plan(const Problem& p, const Device& device, int tile,
 
 // False if no such tile exists.
 inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int tile, int groups, int windows,
-                         bool stream_weight, bool keep_x, int64_t out_channels) {
+                         bool stream_weight, bool wide_units, bool keep_x, int64_t out_channels) {
   const WindowTile& shape = kWindowTiles[tile];
   plan = {};
   plan.kernel = Kernel::kWindows, plan.tile = tile;
@@ -205,14 +218,17 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   plan.adjacency_at = static_cast<int>(plan.weight_at + (stream_weight ? 2 : columns) * plan.weight_chunk_bytes);
   plan.shared_bytes = static_cast<int>(plan.adjacency_at + a_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows) * (plan.slices / plan.slices_per_block);
-  // Phase 1: units of 32 rows x 24 channels. Phase 2: a warp's windows.
-  const int64_t m32 = ceil_div(rows, 32), units = m32 * plan.weight_steps, chunks = columns / plan.weight_steps;
-  const int64_t busy = std::min(plan.warps, 4), weight_bytes = columns * plan.weight_chunk_bytes;
-  const Interval project{ceil_div(units, busy) * busy * 6 * k, plan.warps,
-                         units * 14 * k + (rows * plan.slice() / 64 + (a_bytes + weight_bytes) / 128) / chunks};
+  // Phase 1: units of 32 rows x 24 or 48 channels. Phase 2: a warp's windows.
+  plan.wide_units = wide_units;
+  const int64_t wide = wide_units ? 2 : 1, chunks = columns / plan.weight_steps;
+  const int64_t units = ceil_div(rows, 32) * plan.weight_steps / wide;
+  const int64_t weight_bytes = columns * plan.weight_chunk_bytes;
+  const Interval project{
+      busiest(units, plan.warps) * 6 * wide * k,
+      units * (8 + 6 * wide) * k + (rows * plan.slice() / 64 + (a_bytes + weight_bytes) / 128) / chunks};
   const int64_t products = 3 * shape.node_tiles * shape.windows * ceil_div(node_tiles, 2);
   const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * ceil_div(node_tiles, 2);
-  const Interval gather{plan.warps * products, plan.warps, plan.warps * fragments + weight_bytes / 128};
+  const Interval gather{ceil_div(plan.warps, 4) * products, plan.warps * fragments + weight_bytes / 128};
   const int64_t scales = plan.slices_per_block * p.K, x_bytes = rows * p.C * 2;
   int64_t clocks = scales * (chunks * project.clocks() + gather.clocks());
   int64_t all_bytes = x_bytes + scales * (a_bytes + weight_bytes);
@@ -243,8 +259,9 @@ inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device&
   plan.weight_at = static_cast<int>(plan.z_at + rows * chunks * 16);
   plan.shared_bytes = static_cast<int>(plan.weight_at + plan.weight_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows);
-  const Interval aggregate{row_tiles * steps * 3, kMostWarps, row_tiles * (steps * 6 + 24) + rows * chunks / 8};
-  const Interval project{ceil_div(rows, 32) * plan.groups * 12 * ceil_div(chunks, 2), kMostWarps,
+  const Interval aggregate{busiest(row_tiles, kMostWarps) * steps * 3,
+                           row_tiles * (steps * 6 + 24) + rows * chunks / 8};
+  const Interval project{busiest(ceil_div(rows, 32) * plan.groups, kMostWarps) * 12 * ceil_div(chunks, 2),
                          ceil_div(rows, 32) * plan.groups * 20 * ceil_div(chunks, 2)};
   int64_t clocks = aggregate.clocks() + project.clocks(), all_bytes = plan.adjacency_bytes + plan.weight_bytes;
   if (out_channels == 0) {
@@ -279,6 +296,8 @@ class Choice {
     if (!first) lost_.push_back(better ? Rejected{best_tile_, slower(best_)} : Rejected{tile, slower(plan)});
     if (better) best_ = plan, best_tile_ = tile;
   }
+
+  bool found() const { return best_.kernel != Kernel::kPlain; }
 
   ForwardPlan best(std::vector<Rejected>* rejected) {
     if (best_.kernel == Kernel::kPlain) {
@@ -348,18 +367,25 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
       }
     }
   } else {
+    // Every slice behind the first reads and writes the collapse's output again: 48 channels only where nothing else
+    // fits.
+    const int least_groups = out_channels > 0 ? std::min(2, all_groups) : 1;
     for (int tile = 0; tile < static_cast<int>(std::size(kWindowTiles)); ++tile) {
       const WindowTile& shape = kWindowTiles[tile];
-      for (int groups : {1, 2, 4}) {
+      for (int groups : {4, 2, 1}) {
+        if (groups < least_groups && choice.found()) continue;
         for (int windows : {1, 2, 3, 4, 8}) {
-          for (int way = 0; way < 4; ++way) {
-            const bool stream = way & 1, keep = way & 2;
+          for (int way = 0; way < 6; ++way) {
+            const bool stream = way % 3 == 1, wide = way % 3 == 2, keep = way / 3;
+            if (wide && !shape.wide_units) continue;
             if (too_wide(groups) || windows % shape.windows != 0) continue;
             if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
-            if (!windows_plan(plan, p, device, tile, groups, windows, stream, keep, out_channels)) continue;
-            choice.consider(
-                plan, tile_name(shape.name, groups, windows, "windows",
-                                std::string(stream ? ", weights streamed" : "") + (keep ? ", slices in turn" : "")));
+            if (!windows_plan(plan, p, device, tile, groups, windows, stream, wide, keep, out_channels)) continue;
+            choice.consider(plan, tile_name(shape.name, groups, windows, "windows",
+                                            std::string(stream ? ", weights streamed"
+                                                        : wide ? ", wide units"
+                                                               : "") +
+                                                (keep ? ", slices in turn" : "")));
           }
         }
       }

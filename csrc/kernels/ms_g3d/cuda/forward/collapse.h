@@ -76,7 +76,9 @@ SIMT_DEVICE void collapse(const ForwardCall& call, int slice, int64_t first_wind
         const Bits128 words = load_vector<Bits128>(weight + i * 32);
         const uint32_t a[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-        for (int n = 0; n < 4; ++n) mma_m16n8k16<T>(sum[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+        for (int n = 0; n < 4; ++n) {
+          if (first_joint + n * 8 < call.V) mma_m16n8k16<T>(sum[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+        }
       }
     }
     if (slot + 1 < slots) continue;

@@ -217,6 +217,7 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
   call.slices = plan.slices, call.slices_per_block = plan.slices_per_block;
   call.z_at = plan.z_at, call.weight_at = plan.weight_at, call.adjacency_at = plan.adjacency_at;
   call.weight_chunk_bytes = plan.weight_chunk_bytes, call.adjacency_part_bytes = plan.adjacency_part_bytes;
+  call.wide_units = plan.wide_units;
   call.x_rows = rows_of(call.channel_steps * 2), call.z_rows = call.y_rows = rows_of(plan.slice() / 8);
   if (plan.out_channels > 0) {
     call.collapse = packing::collapse_image(plan, images), call.collapse_bias = collapse->bias;

@@ -42,6 +42,7 @@ struct ForwardCall {
   Rows x_rows, z_rows, y_rows;                   // in shared memory, x from its start on; z: of Z, H
   int z_at, weight_at, adjacency_at;             // bytes from its start
   int weight_chunk_bytes, adjacency_part_bytes;  // see ForwardPlan
+  bool wide_units;                               // see ForwardPlan
   bool relu;
   // With the collapse behind it (collapse.h), y is its output (N, T_out, V, out_channels) and relu is that output's.
   const void* collapse;  // packed; null: none

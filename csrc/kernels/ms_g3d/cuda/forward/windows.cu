@@ -21,46 +21,56 @@ constexpr int kUnitBytes = 768;  // of W, one k16 step of 24 channels
 template <int kIndex>
 struct Tile {
   static constexpr int kNodeTiles = kWindowTiles[kIndex].node_tiles, kWindows = kWindowTiles[kIndex].windows;
+  static constexpr bool kWideUnits = kWindowTiles[kIndex].wide_units;
 };
 
-// Z of 32 rows from `row` on and the 24 channels whose W is at `weight`; `column` is their 16-byte chunk in a row of Z.
-template <typename T>
-SIMT_DEVICE void project_unit(const Rows& x_rows, const Rows& z_rows, int row, int rows, int steps, uint32_t x,
-                              const unsigned char* weight, unsigned char* z, int column) {
+// Z of 32 rows from `row` on and the 24 channels (48 if `kWide`) whose W is at `weight_at`, a column's behind the
+// other's; `column` is their 16-byte chunk in a row of Z.
+template <typename T, bool kWide>
+SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int weight_at, int column) {
+  constexpr int kColumns = kWide ? 2 : 1;  // of 24 channels
   const int lane = opaque(lane_index());
   const bool two = row + 16 < rows;  // the same for the whole warp
-  float sum[2][3][4] = {};
+  float sum[2][kColumns * 3][4] = {};
   {
+    const unsigned char* weight = shared_memory<unsigned char>(weight_at);
+    const uint32_t x = shared_address(shared_memory<unsigned char>());
     const int first = row + lane % 16, bit = lane / 16;
     const int r0 = first < rows ? first : rows - 1, r1 = first + 16 < rows ? first + 16 : rows - 1;
-    const uint32_t x0 = x + r0 * x_rows.chunks * 16, x1 = x + r1 * x_rows.chunks * 16;
-    const int turn0 = x_rows.turn(r0), turn1 = x_rows.turn(r1);
+    const uint32_t x0 = x + r0 * call.x_rows.bytes(), x1 = x + r1 * call.x_rows.bytes();
+    const int turn0 = call.x_rows.turn(r0), turn1 = call.x_rows.turn(r1);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step, weight += kUnitBytes) {
-      const Bits128 b01 = load_vector<Bits128>(weight + lane * 16);
-      const Bits64 b2 = load_vector<Bits64>(weight + 512 + lane * 8);
-      uint32_t a[4];
-      ldmatrix_x4(a, x0 + ((2 * step + bit) ^ turn0) * 16);
-      mma_m16n8k16<T>(sum[0][0], a, b01.x, b01.y);
-      mma_m16n8k16<T>(sum[0][1], a, b01.z, b01.w);
-      mma_m16n8k16<T>(sum[0][2], a, b2.x, b2.y);
-      if (two) {
-        ldmatrix_x4(a, x1 + ((2 * step + bit) ^ turn1) * 16);
-        mma_m16n8k16<T>(sum[1][0], a, b01.x, b01.y);
-        mma_m16n8k16<T>(sum[1][1], a, b01.z, b01.w);
-        mma_m16n8k16<T>(sum[1][2], a, b2.x, b2.y);
+    for (int step = 0; step < call.channel_steps; ++step, weight += kUnitBytes) {
+      Bits128 b01[kColumns];
+      Bits64 b2[kColumns];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        b01[c] = load_vector<Bits128>(weight + c * call.weight_chunk_bytes + lane * 16);
+        b2[c] = load_vector<Bits64>(weight + c * call.weight_chunk_bytes + 512 + lane * 8);
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        if (m == 1 && !two) break;
+        uint32_t a[4];
+        ldmatrix_x4(a, (m == 0 ? x0 : x1) + ((2 * step + bit) ^ (m == 0 ? turn0 : turn1)) * 16);
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          mma_m16n8k16<T>(sum[m][3 * c], a, b01[c].x, b01[c].y);
+          mma_m16n8k16<T>(sum[m][3 * c + 1], a, b01[c].z, b01[c].w);
+          mma_m16n8k16<T>(sum[m][3 * c + 2], a, b2[c].x, b2[c].y);
+        }
       }
     }
   }
-  const int t = lane % 4;
+  unsigned char* const z = shared_memory<unsigned char>(call.z_at);
 #pragma unroll
   for (int half_tile = 0; half_tile < 4; ++half_tile) {  // rows g, g+8, g+16, g+24
     const int r = row + half_tile * 8 + lane / 4;
     if (r < rows) {
 #pragma unroll
-      for (int n = 0; n < 3; ++n) {
+      for (int n = 0; n < kColumns * 3; ++n) {
         const float* const d = sum[half_tile / 2][n] + half_tile % 2 * 2;
-        *reinterpret_cast<uint32_t*>(z + z_rows.offset(r, column + n) + t * 4) = pack_pair<T>(d[0], d[1]);
+        *reinterpret_cast<uint32_t*>(z + call.z_rows.offset(r, column + n) + lane % 4 * 4) = pack_pair<T>(d[0], d[1]);
       }
     }
   }
@@ -221,17 +231,21 @@ void windows_kernel(ForwardCall call) {
         cp_async_commit();
       }
       if (column + call.weight_steps < columns) fetch_weight(scale, column + 1, 1, (column + 1) % 2);
+      const int across = call.weight_steps / (P::kWideUnits && call.wide_units ? 2 : 1);  // units side by side
 #pragma unroll 1
-      for (int unit = opaque(warp_index()); unit < (rows + 31) / 32 * call.weight_steps; unit += call.warps) {
-        const int c = unit % call.weight_steps, buffer = streamed ? column % 2 : c;
-        project_unit<T>(call.x_rows, call.z_rows, unit / call.weight_steps * 32, rows, call.channel_steps, shared,
-                        shared_memory<unsigned char>(call.weight_at + buffer * call.weight_chunk_bytes),
-                        shared_memory<unsigned char>(call.z_at), (column + c) * 3);
+      for (int unit = opaque(warp_index()); unit < (rows + 31) / 32 * across; unit += call.warps) {
+        const int row = unit / across * 32, c = unit % across;
+        if (P::kWideUnits && call.wide_units) {
+          project_unit<T, true>(call, row, rows, call.weight_at + 2 * c * call.weight_chunk_bytes, c * 6);
+        } else {
+          const int buffer = streamed ? column % 2 : c;
+          project_unit<T, false>(call, row, rows, call.weight_at + buffer * call.weight_chunk_bytes, (column + c) * 3);
+        }
       }
     }
     cp_async_wait<0>();
-    block_barrier();                                  // Z is complete and A has landed; nobody reads W any more
-    const bool complete = (scale + 1) % call.K == 0;  // the slice
+    block_barrier();  // Z is complete and A has landed; nobody reads W any more
+    const bool complete = (scale + 1) % call.K == 0;
     const bool collapses = complete && call.collapse != nullptr;
     if (scale + 1 < scales && !collapses) fetch_weight(scale + 1, 0, call.weight_steps, 0);
     const int w = opaque(warp_index());
@@ -277,7 +291,7 @@ void windows_kernel(ForwardCall call) {
 template <typename T>
 int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, Stream stream) {
   const auto run = [&](auto kernel) { return launch(kernel, grid, call.warps * 32, shared_bytes, stream, call); };
-  static_assert(sizeof(kWindowTiles) / sizeof(kWindowTiles[0]) == 5, "every tile has its kernel here");
+  static_assert(sizeof(kWindowTiles) / sizeof(kWindowTiles[0]) == 6, "every tile has its kernel here");
   switch (tile) {
     case 0:
       return run(windows_kernel<T, 0>);
@@ -287,8 +301,10 @@ int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, 
       return run(windows_kernel<T, 2>);
     case 3:
       return run(windows_kernel<T, 3>);
-    default:
+    case 4:
       return run(windows_kernel<T, 4>);
+    default:
+      return run(windows_kernel<T, 5>);
   }
 }
 
