@@ -1,8 +1,13 @@
 """The emulators run kernels right, and see what is wrong with wrong ones."""
 
+import os
+import subprocess
+import sys
+
 import emulator
 import numpy as np
 import pytest
+from emulator import _build
 
 EXAMPLES = "tests/emulator/examples.cu"
 
@@ -47,3 +52,27 @@ def test_add(examples: emulator.Kernels, n: int, route: str) -> None:
 def test_gemm(examples: emulator.Kernels, route: str, landing: str) -> None:
     for seed in range(4):
         run_gemm(examples, route=route, landing=landing, seed=seed)
+
+
+def run_again(variables: dict[str, str], *tests: str) -> None:
+    """These tests in a process of their own with other environment variables."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=emulator.ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_fibers_of_other_machines() -> None:
+    """ucontext, which machines other than x86-64 switch fibers by."""
+    run_again({"MSG3D_EMULATOR_UCONTEXT": "1"}, "tests/test_emulator.py", "tests/test_emulator_faults.py")
+
+
+@pytest.mark.slow
+def test_under_sanitizers() -> None:
+    """Route S and the runtime itself under the address and undefined-behaviour sanitizers."""
+    libraries = [
+        _build.run([*_build.CXX, f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libubsan.so")
+    ]
+    variables = {"MSG3D_EMULATOR_SANITIZE": "address,undefined", "LD_PRELOAD": " ".join(libraries)}
+    variables |= {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    run_again(variables, "tests/test_emulator.py", "tests/test_emulator_faults.py")

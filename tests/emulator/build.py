@@ -29,6 +29,8 @@ RUNTIME = ("scheduler", "collectives", "memory", "counters", "instrumented")
 SANITIZE = os.environ.get("MSG3D_EMULATOR_SANITIZE", "")  # "address,undefined": needs libasan preloaded
 FLAGS = ["-std=c++17", "-DMSG3D_EMULATED", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off"]
 LINK = ["-shared", "-Wl,-Bsymbolic"]
+if os.environ.get("MSG3D_EMULATOR_UCONTEXT"):  # fibers as machines other than x86-64 have them
+    FLAGS += ["-DMSG3D_EMULATOR_UCONTEXT"]
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1"]
     LINK += [f"-fsanitize={SANITIZE}"]
