@@ -106,6 +106,11 @@ inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign;
 // clocks, shared memory moves 128 bytes a clock; a barrier, and the start of a block, cost latency.
 struct Interval {
   int64_t mma, wavefronts;  // products of the busiest sub-partition
+
+  constexpr Interval(int64_t products, int64_t shared) : mma(products), wavefronts(shared) {}
+  // Of products that `warps` warps share evenly.
+  constexpr Interval(int64_t products, int64_t warps, int64_t shared)
+      : mma(products / std::min<int64_t>(warps, 4)), wavefronts(shared) {}
   // Shared memory at its limit the whole time is not what one gets: a tenth of its time is added.
   int64_t clocks() const { return std::max(mma * 8, wavefronts) + wavefronts / 10 + 40; }
 };
