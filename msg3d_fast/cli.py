@@ -124,6 +124,21 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command.add_argument("--split", metavar="NAME", help="split of it that was tested")
     command.add_argument("--out", default="runs/ensemble", metavar="DIR", help="default: runs/ensemble")
     command = verb(
+        "reproduce",
+        _reproduce,
+        "Check the data of a recipe, run it with every stream and seed, and set the result beside the published one.",
+        "msg3d-fast reproduce ntu60_xsub_3d --data ntu60_3d.pkl --seeds 0 1 2",
+        settings,
+    )
+    command.add_argument("recipe", metavar="NAME", help="an unknown name lists the known ones")
+    command.add_argument("--data", metavar="FILE", help="the data set; default: where the configuration looks for it")
+    command.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="default: 0")
+    command.add_argument("--streams", nargs="+", default=["j", "b", "jm", "bm"], metavar="S", help="default: j b jm bm")
+    command.add_argument("--any-data", action="store_true", help="go on although the data are not the recipe's")
+    command.add_argument("--commands", action="store_true", help="only print the single commands it stands for")
+    command.add_argument("--out", metavar="DIR", help="default: runs/NAME")
+    command.set_defaults(config=None)
+    command = verb(
         "prepare",
         _prepare,
         "Check a data set and write it as a memory-mapped store, which training reads without loading it whole.",
@@ -275,6 +290,25 @@ def _ensemble(options: argparse.Namespace) -> None:
         print(f"note: the weights were chosen on {number} of the reported samples: the accuracy below is optimistic")
     print(f"fusion: {metrics['num_samples']} samples, {_accuracy(metrics)}")
     print(f"wrote {options.out}: {', '.join(sorted(p.name for p in Path(options.out).glob('[!.]*')))}")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from . import reproduce
+
+    if options.commands:
+        print("\n".join(reproduce.commands(options.recipe, options.data, options.seeds, options.streams)))
+        return
+    out = Path(options.out or Path("runs") / options.recipe)
+    result = reproduce.reproduce(
+        options.recipe,
+        out,
+        data_path=options.data,
+        seeds=options.seeds,
+        streams=options.streams,
+        overrides=[override.lstrip("-") for override in options.overrides],
+        any_data=options.any_data,
+    )
+    print(f"\n{reproduce.table(result)}\nwrote {out}: reproduce.json, reproduce.md, and a folder for each seed")
 
 
 def _quickstart(options: argparse.Namespace) -> None:
