@@ -97,6 +97,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     command.add_argument("--config", required=True, metavar="NAME|FILE", help="packaged configuration or YAML file")
     command.add_argument("--no-resume", action="store_true", help="start over, replacing what the run folder holds")
+    command.add_argument("--streams", metavar="j,b,jm,bm", help="train each of these streams, then fuse them")
     _run_dir(command)
     command = verb(
         "test",
@@ -240,11 +241,27 @@ def _settings(options: argparse.Namespace) -> tuple[Config, Path]:
 def _train(options: argparse.Namespace) -> dict[str, Any]:
     from . import distributed, training
 
+    if getattr(options, "streams", None):
+        return _train_streams(options)
     config, folder = _settings(options)
     metrics = training.train(config, folder, resume=not options.no_resume)
     if distributed.rank() == 0:
         _say_metrics(metrics)
         print(f"wrote {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
+    distributed.stop()
+    return metrics
+
+
+def _train_streams(options: argparse.Namespace) -> dict[str, Any]:
+    from . import distributed
+    from .multistream import parse_streams, train_streams
+
+    streams = parse_streams(options.streams)
+    config, _ = _settings(options)
+    folder = Path(options.run_dir or Path("runs") / f"{config.name}_{'_'.join(streams)}")
+    metrics = train_streams(options.config, options.overrides, streams, folder, resume=not options.no_resume)
+    if distributed.rank() == 0:
+        _say_fusion(metrics, folder)
     distributed.stop()
     return metrics
 
@@ -282,6 +299,10 @@ def _ensemble(options: argparse.Namespace) -> None:
         data_path=options.data,
         split=options.split,
     )
+    _say_fusion(metrics, options.out)
+
+
+def _say_fusion(metrics: dict[str, Any], folder: str | Path) -> None:
     for one in metrics["members"]:
         stream = f" ({one['stream']})" if one["stream"] else ""
         print(f"{_accuracy(one).split(',')[0]}  weight {one['weight']:g}  {one['file']}{stream}")
@@ -289,7 +310,7 @@ def _ensemble(options: argparse.Namespace) -> None:
         number = f"{metrics['tuned_on_reported']} of {metrics['num_samples']}"
         print(f"note: the weights were chosen on {number} of the reported samples: the accuracy below is optimistic")
     print(f"fusion: {metrics['num_samples']} samples, {_accuracy(metrics)}")
-    print(f"wrote {options.out}: {', '.join(sorted(p.name for p in Path(options.out).glob('[!.]*')))}")
+    print(f"wrote {folder}: {', '.join(sorted(p.name for p in Path(folder).glob('[!.]*')))}")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -58,7 +58,8 @@ MAY_IMPORT = {
     "quickstart": RUN,
     "reproduce": {"config", "data", "ensemble", "errors", "run_folder", "training"},
     "doctor": RUN,
-    "cli": RUN | {"doctor", "ensemble", "quickstart", "reproduce", "__init__"},
+    "multistream": {"config", "distributed", "ensemble", "errors", "training"},
+    "cli": RUN | {"doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 
