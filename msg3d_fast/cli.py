@@ -97,6 +97,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     command.add_argument("--config", required=True, metavar="NAME|FILE", help="packaged configuration or YAML file")
     command.add_argument("--no-resume", action="store_true", help="start over, replacing what the run folder holds")
+    command.add_argument("--streams", metavar="j,b,jm,bm", help="train each of these streams, then fuse them")
     _run_dir(command)
     command = verb(
         "test",
@@ -123,6 +124,21 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command.add_argument("--data", metavar="FILE", help="data set with the ids and labels that upstreams' files lack")
     command.add_argument("--split", metavar="NAME", help="split of it that was tested")
     command.add_argument("--out", default="runs/ensemble", metavar="DIR", help="default: runs/ensemble")
+    command = verb(
+        "reproduce",
+        _reproduce,
+        "Check the data of a recipe, run it with every stream and seed, and set the result beside the published one.",
+        "msg3d-fast reproduce ntu60_xsub_3d --data ntu60_3d.pkl --seeds 0 1 2",
+        settings,
+    )
+    command.add_argument("recipe", metavar="NAME", help="an unknown name lists the known ones")
+    command.add_argument("--data", metavar="FILE", help="the data set; default: where the configuration looks for it")
+    command.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="default: 0")
+    command.add_argument("--streams", nargs="+", default=["j", "b", "jm", "bm"], metavar="S", help="default: j b jm bm")
+    command.add_argument("--any-data", action="store_true", help="go on although the data are not the recipe's")
+    command.add_argument("--commands", action="store_true", help="only print the single commands it stands for")
+    command.add_argument("--out", metavar="DIR", help="default: runs/NAME")
+    command.set_defaults(config=None)
     command = verb(
         "prepare",
         _prepare,
@@ -225,11 +241,27 @@ def _settings(options: argparse.Namespace) -> tuple[Config, Path]:
 def _train(options: argparse.Namespace) -> dict[str, Any]:
     from . import distributed, training
 
+    if getattr(options, "streams", None):
+        return _train_streams(options)
     config, folder = _settings(options)
     metrics = training.train(config, folder, resume=not options.no_resume)
     if distributed.rank() == 0:
         _say_metrics(metrics)
         print(f"wrote {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
+    distributed.stop()
+    return metrics
+
+
+def _train_streams(options: argparse.Namespace) -> dict[str, Any]:
+    from . import distributed
+    from .multistream import parse_streams, train_streams
+
+    streams = parse_streams(options.streams)
+    config, _ = _settings(options)
+    folder = Path(options.run_dir or Path("runs") / f"{config.name}_{'_'.join(streams)}")
+    metrics = train_streams(options.config, options.overrides, streams, folder, resume=not options.no_resume)
+    if distributed.rank() == 0:
+        _say_fusion(metrics, folder)
     distributed.stop()
     return metrics
 
@@ -267,6 +299,10 @@ def _ensemble(options: argparse.Namespace) -> None:
         data_path=options.data,
         split=options.split,
     )
+    _say_fusion(metrics, options.out)
+
+
+def _say_fusion(metrics: dict[str, Any], folder: str | Path) -> None:
     for one in metrics["members"]:
         stream = f" ({one['stream']})" if one["stream"] else ""
         print(f"{_accuracy(one).split(',')[0]}  weight {one['weight']:g}  {one['file']}{stream}")
@@ -274,7 +310,26 @@ def _ensemble(options: argparse.Namespace) -> None:
         number = f"{metrics['tuned_on_reported']} of {metrics['num_samples']}"
         print(f"note: the weights were chosen on {number} of the reported samples: the accuracy below is optimistic")
     print(f"fusion: {metrics['num_samples']} samples, {_accuracy(metrics)}")
-    print(f"wrote {options.out}: {', '.join(sorted(p.name for p in Path(options.out).glob('[!.]*')))}")
+    print(f"wrote {folder}: {', '.join(sorted(p.name for p in Path(folder).glob('[!.]*')))}")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from . import reproduce
+
+    if options.commands:
+        print("\n".join(reproduce.commands(options.recipe, options.data, options.seeds, options.streams)))
+        return
+    out = Path(options.out or Path("runs") / options.recipe)
+    result = reproduce.reproduce(
+        options.recipe,
+        out,
+        data_path=options.data,
+        seeds=options.seeds,
+        streams=options.streams,
+        overrides=[override.lstrip("-") for override in options.overrides],
+        any_data=options.any_data,
+    )
+    print(f"\n{reproduce.table(result)}\nwrote {out}: reproduce.json, reproduce.md, and a folder for each seed")
 
 
 def _quickstart(options: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ torchrun sets RANK, WORLD_SIZE and LOCAL_RANK for the processes it starts; witho
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -42,10 +44,48 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def devices(name: str) -> list[str]:
+    """All devices that `auto`, `cpu`, `cuda` or `cuda:N` may mean, one for each process that could run."""
+    if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [name]
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def start(device: torch.device) -> None:
     """Joins the process group when torchrun started this process: nccl on CUDA, gloo on the CPU."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if launched() and not dist.is_initialized():
+        store, own, number = next(dist.rendezvous("env://"))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_fresh(store, own, number), rank=own, world_size=number)
+
+
+def _fresh(store: dist.Store, own: int, number: int) -> dist.Store:
+    """The part of torchrun's store that belongs to the processes of this start.
+
+    torchrun keeps its store when it starts killed workers again, and with it the addresses of the dead ones. So the
+    first process picks a name and waits until all have answered it; the others answer whatever name stands there until
+    one comes back with their own answer. A count of restarts would not do: every node has its own.
+    """
+    mark, deadline = uuid.uuid4().hex, time.monotonic() + 600
+    if own == 0:
+        store.set("first", mark)
+        answers = [f"{mark}/{other}" for other in range(1, number)]
+        store.wait(answers)
+        store.set(f"{mark}/all", " ".join(store.get(answer).decode() for answer in answers))
+        return dist.PrefixStore(mark, store)
+    while time.monotonic() < deadline:
+        if store.check(["first"]):
+            first = store.get("first").decode()
+            store.set(f"{first}/{own}", mark)
+            if store.check([f"{first}/all"]) and mark in store.get(f"{first}/all").decode().split():
+                return dist.PrefixStore(first, store)
+        time.sleep(0.02)
+    raise UserError(f"process {own} of {number} found no others in ten minutes; start all of them, or fewer")
 
 
 def stop() -> None:

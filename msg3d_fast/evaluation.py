@@ -9,7 +9,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from . import distributed, visualize
 from .checkpoint import load_checkpoint
 from .config import Config, TestConfig
 from .data import Pipeline
-from .experiment import choose_backend, make_pipeline, open_clips
+from .experiment import check_network, choose_backend, make_pipeline, open_clips
 from .graph import get_layout
 from .inference import fuse
 from .model import Recognizer
@@ -286,7 +286,7 @@ def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None 
     """Tests a checkpoint on the configuration's test split; alone or under torchrun.
 
     Args:
-        config: data, test and device settings; the network is the checkpoint's.
+        config: data, test and device settings; the network is the checkpoint's, and must have the sizes of `model`.
         run_dir: where the report goes.
         checkpoint: of any of the upstreams or ours; by default the run folder's that `test.checkpoint` names.
 
@@ -304,6 +304,7 @@ def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None 
         layout, classes = get_layout(model.hparams["layout"]), model.hparams["num_classes"]
         fitting = replace(config.model, layout=layout, num_classes=classes, in_channels=model.hparams["in_channels"])
         clips = open_clips(replace(config, model=fitting))
+        check_network({**asdict(config.model), "layout": None}, model.hparams, path)
         split, slots = config.data.test_split, model.hparams["num_person"]
         return report(
             model, make_pipeline(config, clips, split, slots, num_clips=config.test.num_clips), folder, config.test

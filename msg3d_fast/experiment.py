@@ -1,6 +1,9 @@
 """What a configuration stands for: its clips, its pipelines and its network, checked against each other."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,15 +96,20 @@ def build_model(config: Config, clips: data.ClipSet, backend: str) -> Recognizer
     model = Recognizer(**wanted)
     if config.model.checkpoint is not None:
         start = load_checkpoint(config.model.checkpoint, backend=backend, num_classes=wanted["num_classes"])
-        for key in ("layout", "in_channels", "base_channels", "num_gcn_scales", "num_g3d_scales", "num_person"):
-            if start.hparams[key] != model.hparams[key]:
-                raise UserError(
-                    f"checkpoint {config.model.checkpoint}: its network has {key} {start.hparams[key]}, model.{key} is "
-                    f"{model.hparams[key]}; set --model.{key} to the checkpoint's, or choose another checkpoint"
-                )
+        check_network(model.hparams, start.hparams, config.model.checkpoint)
         start.backbone.memory, start.backbone.skip_absent = config.model.memory, config.model.skip_absent
         return start.train()
     return model
+
+
+def check_network(wanted: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> None:
+    """Raise UserError unless a checkpoint's network has the sizes that are wanted; None is no wish."""
+    for key in ("layout", "in_channels", "base_channels", "num_gcn_scales", "num_g3d_scales", "num_person"):
+        if wanted[key] is not None and found[key] != wanted[key]:
+            raise UserError(
+                f"checkpoint {path}: its network has {key} {found[key]}, model.{key} is {wanted[key]}; set "
+                f"--model.{key} to the checkpoint's, or choose another checkpoint"
+            )
 
 
 def make_pipeline(

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 
@@ -11,8 +12,9 @@ from .errors import UserError
 class RunFolder:
     """A folder that one run at a time writes to.
 
-    Used as a context, it creates the folder and holds a lock on it. The kernel drops the lock when the process ends,
-    however it ends, so that a crash leaves nothing to clean up.
+    Used as a context, it creates the folder and holds a lock on it; a new folder goes again where an error came before
+    the first file. The kernel drops the lock when the process ends, however it ends, so that a crash leaves nothing to
+    clean up.
 
     Args:
         path: the folder; created with its parents.
@@ -22,11 +24,13 @@ class RunFolder:
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path, self.writes = Path(path), writes
         self._lock: int | None = None
+        self._made = False
 
     def __enter__(self) -> "RunFolder":
         if not self.writes:
             return self
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -49,6 +53,8 @@ class RunFolder:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            if value is not None and self._made and [file.name for file in self.path.iterdir()] == [".lock"]:
+                shutil.rmtree(self.path, ignore_errors=True)  # of a run that never began
             os.close(self._lock)
             self._lock = None
 

@@ -21,7 +21,7 @@ from msg3d_fast import _library, cli
 from msg3d_fast.checkpoint import load_file
 from msg3d_fast.errors import UserError
 
-VERBS = ["quickstart", "train", "test", "ensemble", "prepare", "checkpoint", "doctor"]
+VERBS = ["quickstart", "train", "test", "ensemble", "reproduce", "prepare", "checkpoint", "doctor"]
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,10 @@ def test_wrong_checkpoints(clips: Path, trained: Path, tmp_path: Path, capsys: p
     assert "model.base_channels=6" in line
     line = fails(capsys, "test", "--config", "quickstart", "--checkpoint", wide, "--run-dir", str(tmp_path / "other"))
     assert "joints" in line
+    line = fails(capsys, "test", "--run-dir", str(trained), "--model.base_channels=12")
+    assert "its network has base_channels 6, model.base_channels is 12" in line
+    assert not (tmp_path / "wide").exists()
+    assert not (tmp_path / "other").exists()
     torn = tmp_path / "torn"
     shutil.copytree(trained, torn)
     whole = (torn / "last.ckpt").read_bytes()

@@ -7,6 +7,7 @@ import yaml
 
 from msg3d_fast.config import PACKAGED, Config, describe, load_config, packaged_names
 from msg3d_fast.errors import UserError
+from msg3d_fast.experiment import open_clips
 
 NTU = [
     f"{data}_{dimension}"
@@ -32,6 +33,14 @@ def test_packaged_files_hold_differences_only(name: str) -> None:
 
     load_config(name)
     check(yaml.safe_load((PACKAGED / f"{name}.yaml").read_text()), Config(), "")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "synthetic"])
+def test_configurations_that_bring_their_data_name_its_splits(name: str) -> None:
+    config = load_config(name)
+    clips = open_clips(config)
+    for split in (config.data.train_split, config.data.val_split, config.data.test_split):
+        assert len(clips.subset(split))
 
 
 # The published hyperparameters: mmaction2 `projects/msg3d/configs` and pyskl `configs/msg3d` (80 passes as 16 epochs of

@@ -56,8 +56,10 @@ MAY_IMPORT = {
     "ensemble": DATA | {"evaluation", "run_folder", "score_files"},
     "training": RUN,
     "quickstart": RUN,
+    "reproduce": {"config", "data", "ensemble", "errors", "run_folder", "training"},
     "doctor": RUN,
-    "cli": RUN | {"doctor", "ensemble", "quickstart", "__init__"},
+    "multistream": {"config", "distributed", "ensemble", "errors", "training"},
+    "cli": RUN | {"doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 

@@ -6,12 +6,11 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import config, settings, start, write_clips
+from tiny import assert_same_run, config, same_state, settings, start, write_clips
 
 from msg3d_fast import training
 from msg3d_fast.checkpoint import load_checkpoint, load_file
@@ -43,27 +42,6 @@ def finished(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     training.train(config(clips), folder)
     return folder
-
-
-def same_state(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same_state, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    a, b = (load_file(folder / "last.ckpt") for folder in (one, other))
-    assert same_state(a["state_dict"], b["state_dict"])
-    assert same_state(a["training"]["optimizer"], b["training"]["optimizer"])
-    positions = [state["training"]["position"] for state in (a, b)]
-    assert timeless(positions[0]["history"]) == timeless(positions[1]["history"])
-    assert same_state(load_file(one / "best.ckpt")["state_dict"], load_file(other / "best.ckpt")["state_dict"])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from msg3d_fast.checkpoint import load_file
 from msg3d_fast.cli import main
 from msg3d_fast.config import Config, load_config
 
@@ -81,3 +83,26 @@ def start(*argv: str, **options: Any) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "msg3d_fast", *argv]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Whether nested containers hold the same, tensors bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two run folders hold the same weights, optimizer state and history, but for the time it took."""
+
+    def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+    a, b = (load_file(folder / "last.ckpt") for folder in (one, other))
+    assert same_state(a["state_dict"], b["state_dict"])
+    assert same_state(a["training"]["optimizer"], b["training"]["optimizer"])
+    positions = [state["training"]["position"] for state in (a, b)]
+    assert timeless(positions[0]["history"]) == timeless(positions[1]["history"])
+    assert same_state(load_file(one / "best.ckpt")["state_dict"], load_file(other / "best.ckpt")["state_dict"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from ..errors import UserError
 from ..graph import Layout
 from .ragged import CHUNK_ROWS, Ragged
 
+_RELEASE = 2048  # clips after which pages of a memory map are let go
 CHANNELS = {"xy": 2, "xys": 3, "xyz": 3}  # s: confidence
 
 
@@ -153,6 +155,9 @@ class ClipSet(Ragged):
         firsts, counts = self.offsets.tolist(), self.num_rows.tolist()
         for i, (first, count, frames) in enumerate(zip(firsts, counts, self.total_frames.tolist(), strict=True)):
             found[i] = np.frombuffer(pose_digest(rows[first : first + count], frames, stored), np.uint8)
+            if i % _RELEASE == _RELEASE - 1:
+                self._release()
+        self._release()
         if self.digest is not None and stored == self.keypoint.dtype:
             wrong = np.flatnonzero((found != self.digest).any(1))
             if len(wrong):
@@ -162,6 +167,12 @@ class ClipSet(Ragged):
                     "damaged; prepare the store again"
                 )
         return found
+
+    def _release(self) -> None:
+        """Pages of a memory map that were read count as this process's memory until they are let go."""
+        mapped = getattr(self.keypoint, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def fingerprint(self, dtype: np.dtype | None = None) -> str:
         """sha256 (hex) of poses, labels, ids, splits and skeleton; with `dtype`, as once they are stored in it.

@@ -1,14 +1,14 @@
-"""The authors' arrays: {train,val}_data_joint.npy, float (N, 3, T, V, M), memory-mapped, and {train,val}_label.pkl.
+"""The authors' arrays: {train,val}_data_joint.npy, float (N, 3, T, V, M), read clip by clip, and {train,val}_label.pkl.
 
 A label file is a pickle of (names, class numbers). Frames stay as they are, 300 of them; a second person who is absent
 is not stored. The authors' bones are not read: they follow from the joints (stream b). On Kinetics they also differ,
 since the authors subtract the scores where MMAction2 takes their mean.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,9 +44,9 @@ def _open(tree: Tree, options: Options) -> Job:
     shapes = set()
     for entry in found:
         part = re.fullmatch(_DATA, entry.base, re.IGNORECASE)[1]
-        array = _map(Path(entry.path))
-        names, labels = _labels(Path(entry.path).with_name(f"{part}_label.pkl"), len(array))
-        shapes.add((array.shape[3], array.shape[1]))
+        shape = _header(Path(entry.path))[1]
+        names, labels = _labels(Path(entry.path).with_name(f"{part}_label.pkl"), shape[0])
+        shapes.add((shape[3], shape[1]))
         identity.append((entry.name, entry.size, entry.stamp, names[:1]))
         pieces += [
             (entry.path, part, i, name, label) for i, (name, label) in enumerate(zip(names, labels, strict=True))
@@ -60,16 +60,23 @@ def _open(tree: Tree, options: Options) -> Job:
     return Authors(pieces=pieces, layout=layout, channels=channels, notes=notes, arrays=identity)
 
 
-@lru_cache(maxsize=4)
-def _map(path: Path) -> np.ndarray:
+def _header(path: Path) -> tuple[int, tuple[int, ...], np.dtype]:
+    """Where the numbers of an array begin, its shape (N, C, T, V, M) and its type."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            start, size = file.tell(), path.stat().st_size
+    except Exception as error:  # whatever damaged bytes lead to
         raise UserError(f"{path}: not a whole .npy ({one_line(error)}); it is damaged or cut off") from None
-    if array.ndim != 5 or array.dtype.kind != "f" or array.shape[1] not in (2, 3) or 0 in array.shape:
-        found = f"{array.dtype} array of shape {array.shape}"
-        raise UserError(f"{path}: holds a {found}, expected floats (N, 2 or 3 channels, T, V, M)")
-    return array
+    if len(shape) != 5 or dtype.kind != "f" or shape[1] not in (2, 3) or min(shape) < 1 or fortran:
+        raise UserError(
+            f"{path}: holds a {dtype} array of shape {shape}, expected floats (N, 2 or 3 channels, T, V, M)"
+        )
+    if start + math.prod(shape) * dtype.itemsize != size:
+        raise UserError(f"{path}: has {size} bytes, which is not what its shape {shape} needs: cut off or damaged")
+    return start, shape, dtype
 
 
 def _labels(path: Path, count: int) -> tuple[list[str], list[int]]:
@@ -103,7 +110,12 @@ class Authors(Job):
 
     def read(self, piece: Any) -> Iterator[Clip]:
         path, part, i, name, label = piece
-        pose = np.array(_map(Path(path))[i]).transpose(3, 1, 2, 0)  # (M, T, V, C)
+        start, shape, dtype = _header(Path(path))
+        size = math.prod(shape[1:]) * dtype.itemsize
+        # Read, not mapped: a file that shrinks meanwhile is then an error, where a mapped page would kill the process.
+        with open(path, "rb") as file:
+            file.seek(start + i * size)
+            pose = np.frombuffer(file.read(size), dtype).reshape(shape[1:]).transpose(3, 1, 2, 0)  # (M, T, V, C)
         present = np.flatnonzero(pose.any((1, 2, 3)))
         if not len(present):
             raise Bad("nobody is in any of its frames")

@@ -97,8 +97,9 @@ def _pose(frames: Any, max_person: int) -> np.ndarray:
     if not isinstance(frames, list) or not frames:
         raise Bad("has no frames")
     indices = [frame["frame_index"] for frame in frames]
-    if any(not isinstance(t, int) or not 0 <= t < MOST_FRAMES for t in indices):
-        raise Bad(f"frame_index {next(t for t in indices if not isinstance(t, int) or not 0 <= t < MOST_FRAMES)} in it")
+    most = min(MOST_FRAMES, 300 + 10 * len(frames))  # beyond it is a damaged number
+    if bad := [t for t in indices if not isinstance(t, int) or not 0 <= t < most]:
+        raise Bad(f"has the frame_index {bad[0]!s:.20} among {len(frames)} frames")
     data = np.zeros((_PERSONS_IN, max(indices) + 1, _JOINTS, 3))
     for t, frame in zip(indices, frames, strict=True):
         for m, one in enumerate(frame["skeleton"][:_PERSONS_IN]):

@@ -140,11 +140,12 @@ def parse(data: bytes) -> tuple[int, np.ndarray, list[int], np.ndarray]:
         raise Bad(f"has {len(lines)} lines, its {total} frames end at line {place}")
     if not ids:
         raise Bad("nobody is in any of its frames")
-    text = b" ".join(joints)
-    plain = b"  " not in text and b"\t" not in text
-    if any(line.count(b" ") != 11 if plain else len(line.split()) != 12 for line in joints):
+    # Only x, y and z are parsed, which takes a third of the time; of the other nine it is enough that they are there.
+    rows = [line.split() for line in joints]
+    if any(len(row) != 12 for row in rows):
         raise Bad("a joint has another number of values than 12")
-    return total, np.array(frames), ids, numbers(text, "a joint").reshape(-1, _JOINTS, 12)[..., :3]
+    text = b" ".join([b" ".join(row[:3]) for row in rows])
+    return total, np.array(frames), ids, numbers(text, "a joint").reshape(-1, _JOINTS, 3)
 
 
 def _count(line: bytes, what: str, most: int) -> int:
