@@ -11,12 +11,13 @@ from msg3d_fast import reference
 
 FOLDER = "csrc/kernels/ms_g3d/cuda/backward"
 SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in ("backward", "grad_x", "grad_weight", "grad_A"))
+FORWARD = ("forward", "frames", "windows", "few_channels")  # of which grad_x without windows makes use
+SOURCES += tuple(f"csrc/kernels/ms_g3d/cuda/forward/{name}.cu" for name in FORWARD)
 LAUNCHERS = "tests/emulator/launch_backward.cpp"
-FIELDS = (  # noqa: SIM905
-    "refused input_workspace parameters_workspace x_tile x_warps x_shared weight_tile weight_warps weight_shared "
-    "A_tile A_warps A_shared team x_slices weight_buffers weight_slices gy_ahead x_ahead x_room window_groups "
-    "node_slices pieces"
-).split()
+# What backward_plan of the launchers tells, in its order.
+FIELDS = ["refused", "input_workspace", "parameters_workspace", "x_tile", "x_warps", "x_shared", "weight_tile"]
+FIELDS += ["weight_warps", "weight_shared", "A_tile", "A_warps", "A_shared", "team", "x_slices", "weight_buffers"]
+FIELDS += ["weight_slices", "gy_ahead", "x_ahead", "x_room", "window_groups", "node_slices", "pieces", "as_forward"]
 GRADIENTS = ("x", "A", "weight")
 
 

@@ -33,7 +33,8 @@ extern "C" {
 
 // out: refused (1 input, 2 parameters), workspace bytes of both, then tile, warps and shared bytes of grad_x, of
 // grad_weight, of grad_A; grad_x's team, slices and buffers of weights; grad_weight's slices, whether it loads gy and x
-// ahead; grad_A's window groups, slices of nodes and pieces per tile.
+// ahead; grad_A's window groups, slices of nodes and pieces per tile;
+// whether grad_x is a forward pass.
 int backward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
                   int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
@@ -61,7 +62,8 @@ int backward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int6
                             w.x_offset > w.A_offset,
                             a.window_groups,
                             a.node_slices,
-                            a.piece ? (a.slots + a.piece - 1) / a.piece : 0};
+                            a.piece ? (a.slots + a.piece - 1) / a.piece : 0,
+                            plan.as_forward.kernel != cuda::Kernel::kPlain};
   for (const int64_t value : values) *out++ = value;
   return 0;
 }

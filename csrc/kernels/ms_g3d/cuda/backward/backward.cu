@@ -139,6 +139,13 @@ GatherParameters gather_parameters(const Problem& p, const GatherPlan& plan, con
 
 int grad_input(const Problem& p, Type type, const BackwardPlan& plan, const Pointers& in, const void* gy, void* grad_x,
                void* workspace, void* stream) {
+  if (plan.as_forward.kernel != Kernel::kPlain && !in.A_res) {  // a residual would need strides of its own
+    Pointers turned = in;
+    turned.x = gy, turned.bias = nullptr;
+    std::swap(turned.A_stride[1], turned.A_stride[2]);
+    std::swap(turned.weight_stride[0], turned.weight_stride[2]);
+    return forward(transposed(simplified(p)), type, plan.as_forward, turned, false, grad_x, workspace, stream);
+  }
   return launch_grad_x(simplified(p), type, plan.grad_x, in, gy, grad_x, static_cast<unsigned char*>(workspace),
                        stream);
 }

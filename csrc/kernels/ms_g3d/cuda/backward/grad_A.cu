@@ -314,7 +314,7 @@ int launch_grad_A(const Problem& p, Type type, const OuterPlan& plan, const Poin
       case 0:
         return run(grad_A<GradATile<T, 6, 4, 4>>);
       case 1:
-        return run(grad_A<GradATile<T, 3, 11, 2>>);
+        return run(grad_A<GradATile<T, 3, 11, 3>>);
       default:
         return run(grad_A<GradATile<T, 2, 16, 2>>);
     }

@@ -174,44 +174,39 @@ struct GradX {
         block_barrier();
       }
       const int weights = weight_buffer(here);
-      if (team == 1) {
+      // Sixteen channels o at a time: of the warp's own scales H goes from registers into the product and, where others
+      // share the frame, into the exchange; theirs are read there.
+      unsigned char* const exchange =
+          shared_memory<unsigned char>(p.exchange_offset) + frame * group * Tile::kStepBytes + lane_index() * 8;
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int s = 0; s < NS; ++s) {
           if (s >= own) continue;
-#pragma unroll
-          for (int m = 0; m < 2; ++m) {
-            uint32_t b[JT][2];
-            turn(h[s], m, b);
-            project(gx, b, weights, s * 32 + m * 16, 0);
-          }
-        }
-        continue;
-      }
-      unsigned char* const exchange =
-          shared_memory<unsigned char>(p.exchange_offset) + frame * group * 2 * Tile::kStepBytes + lane_index() * 8;
-#pragma unroll
-      for (int s = 0; s < NS; ++s) {
-        if (s >= own) continue;
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
           uint32_t b[JT][2];
           turn(h[s], m, b);
+          if (team > 1) {
+#pragma unroll
+            for (int n = 0; n < JT; ++n) {
+              store_vector(exchange + ((first + s) * JT + n) * 256, Bits64{b[n][0], b[n][1]});
+            }
+          }
+          project(gx, b, weights, (first + s) * 32 + m * 16, member);
+        }
+        if (team == 1) continue;
+        block_barrier();  // the team's H is there
+#pragma unroll 1
+        for (int i = 0; i < scales; ++i) {
+          if (i >= first && i < first + own) continue;
+          uint32_t b[JT][2];
 #pragma unroll
           for (int n = 0; n < JT; ++n) {
-            store_vector(exchange + (((first + s) * 2 + m) * JT + n) * 256, Bits64{b[n][0], b[n][1]});
+            const Bits64 pair = load_vector<Bits64>(exchange + (i * JT + n) * 256);
+            b[n][0] = pair.x, b[n][1] = pair.y;
           }
+          project(gx, b, weights, i * 32 + m * 16, member);
         }
-      }
-      block_barrier();  // the team's H is there; the next group's first barrier keeps it until it is read
-#pragma unroll 1
-      for (int i = 0; i < scales * 2; ++i) {
-        uint32_t b[JT][2];
-#pragma unroll
-        for (int n = 0; n < JT; ++n) {
-          const Bits64 pair = load_vector<Bits64>(exchange + (i * JT + n) * 256);
-          b[n][0] = pair.x, b[n][1] = pair.y;
-        }
-        project(gx, b, weights, i * 16, member);
+        if (m == 0) block_barrier();  // it has been read; behind the second half the next chunk's barrier says so
       }
     }
     cp_async_wait<0>();

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "../plan.h"
 
@@ -29,7 +30,7 @@ constexpr GatherTile kGatherTiles[] = {{3, 3, 6, 2}, {4, 2, 6, 2}, {8, 1, 3, 1}}
 struct OuterTile {
   int row_tiles, node_tiles, project_tiles;
 };
-constexpr OuterTile kOuterTiles[] = {{6, 4, 4}, {3, 11, 2}, {2, 16, 2}};
+constexpr OuterTile kOuterTiles[] = {{6, 4, 4}, {3, 11, 3}, {2, 16, 2}};
 
 // Frames f = phases*i + r, which see slots w' = set + j*slot_step, in windows window_step apart.
 struct FramePhases {
@@ -55,6 +56,12 @@ inline FramePhases frame_phases(const Problem& p) {
 inline Problem simplified(Problem p) {
   if (p.window == 1) p.dilation = 1;
   if (p.window == 1 && p.stride == 1) p.T *= p.N, p.N = 1;
+  return p;
+}
+
+// The forward pass that computes grad_x of a problem without windows.
+inline Problem transposed(Problem p) {
+  std::swap(p.C, p.O);
   return p;
 }
 
@@ -102,6 +109,9 @@ struct BackwardPlan {
   std::string input_refused, parameters_refused;  // why the plain path runs; empty: a tensor-core kernel does
   GatherPlan grad_x, grad_weight;
   OuterPlan grad_A;
+  // Frame by frame grad_x is a forward pass of gy with A and weight transposed: the plan of that, kPlain if the
+  // gathering kernel is modelled faster.
+  ForwardPlan as_forward;
   int64_t input_workspace_bytes, parameters_workspace_bytes;
 };
 
@@ -153,7 +163,7 @@ inline GatherPlan input_plan(const Problem& p, const Device& device, int tile, i
   gather_sizes(g, p, phases, shape.joint_tiles);
   const int64_t all_scales = team * scales, step_bytes = shape.joint_tiles * kTileBytes16;
   const int64_t weight_bytes = all_scales * kChannelChunk * g.pitch * 16;
-  const int64_t exchange_bytes = team > 1 ? g.frames * all_scales * 2 * step_bytes : 0;
+  const int64_t exchange_bytes = team > 1 ? g.frames * all_scales * step_bytes : 0;
   g.weight_offset = static_cast<int>(g.A_offset + 2 * all_scales * g.chunk_steps * step_bytes);
   for (g.weight_buffers = 2; g.weight_buffers >= 1; --g.weight_buffers) {
     g.exchange_offset = static_cast<int>(g.weight_offset + g.weight_buffers * weight_bytes);
@@ -172,8 +182,8 @@ inline GatherPlan input_plan(const Problem& p, const Device& device, int tile, i
                              warps * g.chunk_steps * (8 + 2 * n * own) + here * g.chunk_steps * n * 2};
     const Interval projection{
         warps * here * 2 * n * g.channel_tiles, warps,
-        warps * here * 2 * (4 * g.channel_tiles + (team > 1 ? 3 * n : 0)) + here * kChannelChunk * g.pitch / 8};
-    clocks += chunks * gathering.clocks() + projection.clocks();
+        warps * here * 2 * (4 * g.channel_tiles + (team > 1 ? 2 * n : 0)) + here * kChannelChunk * g.pitch / 8};
+    clocks += chunks * gathering.clocks() + projection.clocks() + (team > 1 ? 120 : 0);
   }
   clocks += 600 + g.A_offset / 40;  // nothing hides the loads of gy
   g.clocks = all_clocks(ceil_div(p.O, kChannelChunk) * clocks, g.tiles * g.slices, warps, g.shared_bytes, device);
@@ -321,7 +331,12 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   if (best.grad_x.shared_bytes == 0) best.input_refused = "grad_x: " + small;
   if (best.grad_weight.shared_bytes == 0) best.parameters_refused = "grad_weight: " + small;
   if (best.grad_A.shared_bytes == 0) best.parameters_refused = "grad_A: " + small;
-  best.input_workspace_bytes = best.grad_x.workspace_bytes();
+  best.as_forward.kernel = Kernel::kPlain;
+  if (p.window == 1 && p.stride == 1) {
+    const ForwardPlan forward = plan_forward(transposed(p), type, device);
+    if (forward.kernel == Kernel::kFrames && forward.clocks < best.grad_x.clocks) best.as_forward = forward;
+  }
+  best.input_workspace_bytes = std::max(best.grad_x.workspace_bytes(), best.as_forward.workspace_bytes);
   best.parameters_workspace_bytes = best.grad_A.workspace_bytes() + best.grad_weight.workspace_bytes();
   return best;
 }

@@ -1,0 +1,80 @@
+"""What the backward kernels may cost: registers and instructions of the binary, counts of what nvcc made of them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import backward_kernels
+import emulator
+import pytest
+import torch
+from backward_kernels import FOLDER, LAUNCHERS, SOURCES, Shape
+
+ROOT = Path(__file__).resolve().parents[1]
+L2_BYTES_PER_CLOCK = 47.4  # of an A100, for each multiprocessor
+LAYERS = [
+    Shape(f"{C}-{V}-tau{window[0]}-stride{window[1]}", 1, C, 24 * window[1], V, 6, C, window, multiprocessors=1)
+    for C, V, window in (
+        (96, 25, (3, 1, 1)),
+        (192, 17, (3, 1, 1)),
+        (96, 17, (3, 2, 1)),
+        (96, 17, (5, 1, 1)),
+        (96, 25, (5, 1, 1)),
+        (96, 25, (5, 2, 1)),
+        (192, 17, (5, 1, 1)),
+        (192, 25, (3, 1, 1)),
+        (192, 25, (5, 1, 1)),
+    )
+]
+needs_nvcc = pytest.mark.skipif(emulator.find_nvcc() is None, reason="needs nvcc")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
+@pytest.mark.parametrize("name", ["grad_x", "grad_weight", "grad_A"])
+def test_the_binary(name: str, arch: str, tmp_path: Path) -> None:
+    """No spills, at most 255 registers for eight warps, tensor cores, asynchronous copies of 16 bytes."""
+    cubin = tmp_path / "kernel.cubin"
+    command = [emulator.find_nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v", "-o", cubin]
+    done = subprocess.run([*command, ROOT / FOLDER / f"{name}.cu"], capture_output=True, text=True, check=True)
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)]
+    assert len(registers) == 6  # three tiles of two types
+    assert max(registers) <= 255
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert set(spills) == {("0", "0", "0")}
+    cuobjdump = shutil.which("cuobjdump") or "/usr/local/cuda/bin/cuobjdump"
+    if Path(cuobjdump).exists():
+        sass = subprocess.run([cuobjdump, "-sass", cubin], capture_output=True, text=True, check=True).stdout
+        assert "HMMA" in sass
+        assert "LDGSTS.E.BYPASS.128" in sass
+        assert not re.search(r"\b(LDL|STL)\b", sass)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> emulator.Kernels:
+    return emulator.build(*SOURCES, LAUNCHERS, arch="80")
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "layer",
+    [pytest.param(layer, id=layer.name, marks=[] if i < 1 else pytest.mark.slow) for i, layer in enumerate(LAYERS)],
+)
+def test_counts_on_the_networks_layers(kernels: emulator.Kernels, layer: Shape) -> None:
+    """Shared-memory time, barrier intervals and second-level cache against the tensor cores' time (A100, modelled)."""
+    inputs = layer.inputs(torch.bfloat16)
+    for gradient, budget in (("x", 1.0), ("A", 1.1)):
+        found = backward_kernels.run(
+            kernels, layer, inputs, wanted=(gradient,), route="ptx", landing="late", count=True, checks=False
+        )
+        backward_kernels.assert_exact_enough(found, layer, inputs)
+        (main,) = (launch for launch in found.counters if launch["mma"])
+        mma = sum(main["mma_clocks"]) / 4
+        assert sum(kind["wavefronts"] for kind in main["shared"].values()) <= budget * mma, gradient
+        if gradient == "x":
+            sectors = sum(buffer["read"] + buffer["written"] for buffer in main["global"].values())
+            assert main["interval_a100"] <= 1.3 * mma
+            assert sectors * 32 / L2_BYTES_PER_CLOCK <= 0.6 * mma
+            written = main["global"]["grad_x"]["written"] * 32
+            assert written == 2 * layer.N * layer.T * layer.V * layer.C
