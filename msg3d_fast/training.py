@@ -119,7 +119,7 @@ class Trainer:
             self._restore(saved)
         self.replica: nn.Module = self.model
         if world > 1:
-            self.replica = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False)
         self._local = torch.zeros(3, dtype=torch.float64)  # what this process has yet to add to the epoch's sums
         for line in clips.notes:
             self._say(line)

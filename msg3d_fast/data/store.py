@@ -87,8 +87,8 @@ def _clip_set(place: Path, meta: dict[str, Any]) -> ClipSet:
     def load(name: str, mapped: bool = False) -> np.ndarray:
         try:
             return np.load(place / f"{name}.npy", mmap_mode="r" if mapped else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever a damaged header leads to
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{place}: {name}.npy is missing, cut off or damaged ({reason:.80}); prepare it again"
             ) from None

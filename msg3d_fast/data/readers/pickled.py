@@ -190,7 +190,8 @@ def decompress(frame: np.ndarray, keypoint: np.ndarray, max_person: int) -> np.n
     with np.errstate(over="ignore"):
         data[slot, frame] = keypoint
     if people > max_person:
-        score = data[..., 2].sum(-1)  # float16, as upstream adds them
+        with np.errstate(over="ignore", invalid="ignore"):
+            score = data[..., 2].sum(-1)  # float16, as upstream adds them
         present = np.arange(people)[:, None] < np.bincount(frame)
         order = np.argsort(np.where(present, -score.astype(np.float64), np.inf), axis=0, kind="stable")
         data = np.take_along_axis(data, order[..., None, None], 0)[:max_person]
