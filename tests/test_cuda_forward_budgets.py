@@ -1,0 +1,179 @@
+"""What the forward kernels may cost, counted on what nvcc made of them (route P, bfloat16) and read from the binary.
+
+Clocks are modelled with an A100's datasheet rates, not measured: an m16n8k16 product takes 8 clocks of a sub-partition,
+shared memory moves 128 bytes, the second-level cache 47.4 and memory 10.2 bytes a clock and multiprocessor. Tests keep
+the network's channels, joints, windows and strides; clips have a few tiles of windows.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulator
+import forward_kernels as forward
+import pytest
+import torch
+from emulator.build import Tree, ptx_of
+from forward_kernels import Shape
+
+# slow: compiling what nvcc made of every tile takes minutes.
+pytestmark = [
+    pytest.mark.skipif(emulator.find_nvcc() is None, reason="route P needs nvcc"),
+    pytest.mark.slow,
+]
+
+L2_BYTES, MEMORY_BYTES = 47.4, 10.2
+LAYERS = [
+    Shape(f"{V}_joints_{C}_channels_{window}_{stride}", 1, C, 48, V, 13 if window == 1 else 6, C, (window, stride, 1))
+    for V in (17, 25)
+    for C in (96, 192)
+    for window, stride in ((1, 1), (3, 1), (5, 1), (3, 2), (5, 2))
+]
+DILATED = Shape("dilated", 1, 96, 48, 25, 6, 96, (3, 1, 2))
+COLLAPSED = [
+    Shape(f"collapsed_{V}_{window}_{stride}", 1, 96, 32 * stride, V, 6, 96, (window, stride, 1), 192)
+    for V in (17, 25)
+    for window, stride in ((3, 2), (5, 2))
+]
+FIRST = [
+    Shape(f"first_{V}_{window}", 1, 3, 48, V, 13 if window == 1 else 6, 96, (window, 1, 1))
+    for V in (17, 25)
+    for window in (1, 3, 5)
+]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Ratios to the time of the products, or to sizes."""
+
+    mma: float  # products issued over those needed
+    shared: float
+    intervals: float  # sum over barrier intervals of the busier of products and shared memory
+    conflicts: float
+    x_read: float
+    y_written: float
+    both: float
+    level2: float
+    shared_to_memory: float  # shared memory's time over that of x and y to and from memory
+
+
+@pytest.fixture(scope="module")
+def kernels() -> emulator.Kernels:
+    return emulator.build(*forward.SOURCES, forward.LAUNCHERS, arch="80")
+
+
+def costs(kernels: emulator.Kernels, shape: Shape) -> Costs:
+    """Of a run whose values are right, too."""
+    inputs = shape.inputs(torch.bfloat16)
+    run = forward.run(kernels, shape, inputs, route="ptx", count=True, checks=False)
+    forward.assert_exact_enough(run, shape, inputs, relu=False)
+    main = run.counters[1]
+    clocks = sum(main["mma_clocks"]) / 4
+    wavefronts = sum(access["wavefronts"] for access in main["shared"].values())
+    least = sum(access["least"] for access in main["shared"].values())
+    read, written = main["global"]["x"]["read"] * 32, main["global"]["y"]["written"] * 32
+    x_bytes, y_bytes = 2 * inputs["x"].numel(), 2 * run.y.numel()
+    all_bytes = 32 * sum(buffer["read"] + buffer["written"] for buffer in main["global"].values())
+    return Costs(
+        clocks / (shape.macs() / 1024),
+        wavefronts / clocks,
+        main["interval_a100"] / clocks,
+        wavefronts / least - 1,
+        read / x_bytes,
+        written / y_bytes,
+        (read + written) / (x_bytes + y_bytes),
+        all_bytes / L2_BYTES / clocks,
+        wavefronts / ((x_bytes + y_bytes) / MEMORY_BYTES),
+    )
+
+
+# Layers that miss a budget on an A100, narrowly: 1.27 times in the intervals both, the second 1.04 in shared memory.
+MISSES = {"17_joints_192_channels_3_1", "25_joints_192_channels_5_2"}
+MISSED = pytest.mark.xfail(strict=True, reason="intervals 1.27 of 1.25, shared memory up to 1.04 of 1")
+JUDGED = [pytest.param(shape, marks=[MISSED] if shape.name in MISSES else []) for shape in LAYERS]
+
+
+@pytest.mark.parametrize("shape", JUDGED, ids=lambda shape: shape.name)
+def test_layers_keep_to_their_budgets(kernels: emulator.Kernels, shape: Shape) -> None:
+    found, frames = costs(kernels, shape), shape.window[0] == 1
+    assert found.y_written == 1
+    assert found.mma <= (1.25 if frames else 1.31 if shape.C == 96 else 1.36)
+    assert found.shared <= 1
+    assert found.intervals <= (1.05 if frames else 1.25)
+    assert found.conflicts <= 0.02
+    assert found.level2 <= 0.5
+    assert found.both <= (1.0 if frames else 1.2)
+    if frames:
+        assert found.x_read == 1
+
+
+def test_dilation_costs_few_conflicts(kernels: emulator.Kernels) -> None:
+    found = costs(kernels, DILATED)
+    assert found.conflicts <= 0.05
+    assert found.both <= 1.2
+    assert found.shared <= 1
+
+
+@pytest.mark.parametrize("shape", COLLAPSED, ids=lambda shape: shape.name)
+def test_collapse(kernels: emulator.Kernels, shape: Shape) -> None:
+    found = costs(kernels, shape)
+    assert found.y_written == 1
+    assert found.both <= (1.3 if shape.window[0] == 3 else 1.55)
+    assert found.shared <= 1.05
+    assert found.intervals <= 1.25
+    assert found.conflicts <= 0.02
+    assert found.level2 <= 0.5
+
+
+@pytest.mark.parametrize("shape", FIRST, ids=lambda shape: shape.name)
+def test_the_first_stage_is_bound_by_memory(kernels: emulator.Kernels, shape: Shape) -> None:
+    found = costs(kernels, shape)
+    assert found.y_written == 1
+    assert found.both <= 1.05
+    assert found.shared_to_memory <= 1
+
+
+def resources(source: str, arch: str, folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Registers, bytes of stack and bytes of spills of every kernel of a file, from ptxas."""
+    command = [emulator.find_nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+    done = subprocess.run(
+        [*map(str, command), "-o", str(folder / f"{arch}.cubin"), str(emulator.ROOT / source)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pattern = (
+        r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"\s.*?Used (\d+) registers"
+    )
+    return {
+        name: (int(registers), int(stack), int(stores) + int(loads))
+        for name, stack, stores, loads, registers in re.findall(pattern, done.stderr, re.DOTALL)
+    }
+
+
+ARCHS = ["80", pytest.param("86", marks=pytest.mark.slow), pytest.param("90", marks=pytest.mark.slow)]
+ARCHS += [pytest.param(arch, marks=pytest.mark.slow) for arch in ("100", "120")]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", forward.SOURCES, ids=lambda source: Path(source).stem)
+def test_no_kernel_spills(source: str, arch: str, tmp_path: Path) -> None:
+    """255 registers for 8 warps leave one block a multiprocessor; the kernel for few channels promises two."""
+    found = resources(source, arch, tmp_path)
+    assert len(found) >= 2
+    for name, (registers, stack, spilt) in found.items():
+        assert (stack, spilt) == (0, 0), name
+        assert registers <= (128 if "few_channels" in name else 255), name
+
+
+@pytest.mark.parametrize("source", forward.SOURCES[1:], ids=lambda source: Path(source).stem)
+def test_tensor_cores_and_wide_copies(kernels: emulator.Kernels, source: str) -> None:
+    """What ptxas turns into HMMA and 128-bit LDGSTS, in every kernel of the file."""
+    ptx = ptx_of(Tree(), emulator.ROOT / source, "80")
+    bodies = re.split(r"^\.visible \.entry ", ptx.read_text(), flags=re.MULTILINE)[1:]
+    assert bodies
+    for body in bodies:
+        assert "mma.sync.aligned.m16n8k16" in body
+        assert re.search(r"cp\.async\.cg\.shared\.global \[[^\]]+\], \[[^\]]+\], 16", body)
