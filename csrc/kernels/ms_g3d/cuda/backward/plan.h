@@ -137,6 +137,11 @@ inline double all_clocks(int64_t block_clocks, int64_t blocks, int warps, int sh
   return static_cast<double>(ceil_div(blocks, device.multiprocessors) * block_clocks) * (resident >= 8 ? 1.0 : 1.25);
 }
 
+// Of `products` that `warps` warps share evenly.
+inline Interval interval(int64_t products, int64_t warps, int64_t wavefronts) {
+  return {ceil_div(products, std::min<int64_t>(warps, 4)), wavefronts};
+}
+
 inline void gather_sizes(GatherPlan& g, const Problem& p, const FramePhases& phases, int64_t joint_tiles) {
   g.set_steps = static_cast<int>(ceil_div(phases.most_slots * p.nodes(), 16));
   g.chunk_steps = std::min(g.chunk_steps, g.set_steps);
@@ -178,11 +183,11 @@ inline GatherPlan input_plan(const Problem& p, const Device& device, int tile, i
   for (int64_t k = 0; k < p.K; k += all_scales) {
     const int64_t here = std::min(all_scales, p.K - k), own = ceil_div(here, team);
     const int64_t chunks = ceil_div(g.set_steps, g.chunk_steps), n = shape.joint_tiles;
-    const Interval gathering{warps * g.chunk_steps * 2 * own * n, warps,
-                             warps * g.chunk_steps * (8 + 2 * n * own) + here * g.chunk_steps * n * 2};
-    const Interval projection{
+    const Interval gathering = interval(warps * g.chunk_steps * 2 * own * n, warps,
+                                        warps * g.chunk_steps * (8 + 2 * n * own) + here * g.chunk_steps * n * 2);
+    const Interval projection = interval(
         warps * here * 2 * n * g.channel_tiles, warps,
-        warps * here * 2 * (4 * g.channel_tiles + (team > 1 ? 2 * n : 0)) + here * kChannelChunk * g.pitch / 8};
+        warps * here * 2 * (4 * g.channel_tiles + (team > 1 ? 2 * n : 0)) + here * kChannelChunk * g.pitch / 8);
     clocks += chunks * gathering.clocks() + projection.clocks() + (team > 1 ? 120 : 0);
   }
   clocks += 600 + g.A_offset / 40;  // nothing hides the loads of gy
@@ -222,9 +227,10 @@ inline GatherPlan weight_plan(const Problem& p, const Device& device, int tile, 
 
   const int64_t n = shape.joint_tiles, chunks = ceil_div(g.set_steps, g.chunk_steps);
   const int64_t pairs = ceil_div(n, 2) * g.frames;
-  const Interval chunk{warps * g.chunk_steps * 2 * scales * n, warps,
-                       warps * g.chunk_steps * (8 + 2 * n * scales) + scales * g.chunk_steps * n * 2};
-  const Interval multiply{warps * pairs * 2 * g.channel_tiles, warps, warps * pairs * (8 + 2 * g.channel_tiles)};
+  const Interval chunk = interval(warps * g.chunk_steps * 2 * scales * n, warps,
+                                  warps * g.chunk_steps * (8 + 2 * n * scales) + scales * g.chunk_steps * n * 2);
+  const Interval multiply =
+      interval(warps * pairs * 2 * g.channel_tiles, warps, warps * pairs * (8 + 2 * g.channel_tiles));
   const int64_t gathering = chunks * chunk.clocks(), product = multiply.clocks();
   const auto not_hidden = [](int64_t bytes, int64_t behind) { return std::max<int64_t>(0, 600 + bytes / 40 - behind); };
   const int64_t loads = buffers == 3   ? not_hidden(gy_bytes + x_bytes, product)
@@ -266,12 +272,13 @@ inline OuterPlan adjacency_plan(const Problem& p, const Device& device, int tile
   const int64_t row_tiles = ceil_div(a.piece * p.V, 16), pieces = ceil_div(frames, a.piece);
   const int64_t blocks_of_rows = ceil_div(row_tiles, shape.project_tiles);
   const int64_t units = ceil_div(blocks_of_rows * a.scales, 4) * 4;
-  const Interval projection{
-      units * k * 4 * std::min<int64_t>(shape.project_tiles, row_tiles), a.warps,
-      units * k * (4 * shape.project_tiles + 8) + a.scales * a.piece * p.V + a.piece * p.V * a.pitch / 8};
+  const Interval projection =
+      interval(units * k * 4 * std::min<int64_t>(shape.project_tiles, row_tiles), a.warps,
+               units * k * (4 * shape.project_tiles + 8) + a.scales * a.piece * p.V + a.piece * p.V * a.pitch / 8);
   const int64_t m = ceil_div(ceil_div(a.scales * R, 16), row_warps);
   const int64_t n = std::min<int64_t>(shape.node_tiles, ceil_div(R, 8)), turns = ceil_div(windows, window_groups);
-  const Interval product{a.warps * turns * 2 * m * n, a.warps, a.warps * turns * 2 * (4 * m + 2 * n) + windows * R / 2};
+  const Interval product =
+      interval(a.warps * turns * 2 * m * n, a.warps, a.warps * turns * 2 * (4 * m + 2 * n) + windows * R / 2);
   const int64_t clocks = pieces * (projection.clocks() + 40) + product.clocks() + 300;
   a.clocks = all_clocks(ceil_div(a.tiles, a.splits) * clocks, groups * a.splits, a.warps, a.shared_bytes, device);
   return a;
