@@ -211,6 +211,7 @@ def test_a_file_cut_off_anywhere(tmp_path: Path) -> None:
         (b"hello", "starts with"),
         (b"\x89PNG", "starts with"),
         (b"PK\x03\x04 but no zip", "not a whole ragged .npz"),
+        (b"\x80\x04x", "no instruction has the number 120"),
         (pickle.dumps({"state_dict": {}}), "keys state_dict"),
         (pickle.dumps(3), "holds a int"),
         (pickle.dumps([]), "holds no clips"),
@@ -269,6 +270,13 @@ def test_a_bad_clip_is_named_or_skipped(tmp_path: Path, name: str) -> None:
     assert len(skipped) == 1
     assert clips.splits["train"].tolist() == [True, True, False, False, False]
     assert clips.notes == ("split 'train': 1 of its 3 ids have no clip: clip_0",)
+
+
+def test_scores_are_no_third_dimension(tmp_path: Path) -> None:
+    path = write_pickle(tmp_path / "flat.pkl", annotations())
+    assert open_dataset(path, channels="xys").channels == "xys"
+    with pytest.raises(UserError, match=r"channels is 'xyz', but its clips hold \(x, y\) and a score"):
+        open_dataset(path, channels="xyz")
 
 
 def test_all_clips_bad(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def eager_error(path: Path, mode: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(("path", "mode"), CASES)
 def test_file_and_module_name_the_same_results(path: Path, mode: str) -> None:
-    assert set(results(path, mode, "reference", torch.float32)) == set(expected(path, mode))
+    found, named = set(results(path, mode, "reference", torch.float32)), set(expected(path, mode))
+    assert named <= found
+    assert all(key.startswith("stage/") for key in found - named)  # a selection may leave out what stands in between
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -62,6 +62,10 @@ class Annotations:
         if channels is None:
             flat = self.scored or self.imaged or (layout is None and joints in (17, 18))
             channels = "xy" if width == 2 else "xys" if flat else "xyz"
+        elif self.scored and channels != "xys":
+            raise UserError(
+                f"{self.path}: channels is {channels!r}, but its clips hold (x, y) and a score; leave it out"
+            )
         return choose_layout(joints, channels, layout, str(self.path)), channels
 
     def masks(self, frame_dir: list[str]) -> tuple[dict[str, np.ndarray], list[str]]:

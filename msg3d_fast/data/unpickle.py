@@ -286,6 +286,11 @@ def load_plain(
             f"{path}: refused, nothing was run: the pickle asks for {error}; plain data need no such thing, so get the "
             "file from where you trust it"
         ) from None
+    except KeyError as error:
+        raise UserError(
+            f"{path}: not a whole annotation pickle (no instruction has the number {error}); it is damaged or cut off: "
+            "fetch or write it again"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever damaged bytes lead to
