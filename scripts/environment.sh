@@ -37,6 +37,13 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
   fail "$environment has $("$python" --version 2>&1); Python 3.10 or later is needed: activate another environment"
 
+# A clone is built for the machine it stands on: for its GPUs, or where there are none for one architecture (with PTX for later ones), which
+# takes a fraction of the time. `pip install .` builds for all.
+if [ -z "${MSG3D_CUDA_ARCHS:-}" ]; then
+  MSG3D_CUDA_ARCHS="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')" || true
+  export MSG3D_CUDA_ARCHS="${MSG3D_CUDA_ARCHS:-8.0}"
+fi
+
 # What the build depends on: the clone's place, metadata, native sources, the interpreter, torch, the switches of setup.py and the tools.
 digest() {
   "$python" - "$root" "$extra" <<'PY'
