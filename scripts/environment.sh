@@ -40,7 +40,7 @@ fi
 # A clone is built for the machine it stands on: for its GPUs, or where there are none for one architecture (with PTX for later ones), which
 # takes a fraction of the time. `pip install .` builds for all.
 if [ -z "${MSG3D_CUDA_ARCHS:-}" ]; then
-  MSG3D_CUDA_ARCHS="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')" || true
+  MSG3D_CUDA_ARCHS="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '$1 >= 7.5' | sort -u | paste -sd ';')" || true
   export MSG3D_CUDA_ARCHS="${MSG3D_CUDA_ARCHS:-8.0}"
 fi
 
