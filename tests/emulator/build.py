@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -121,8 +122,13 @@ class Tree:
         return copy / source.relative_to(ROOT)
 
 
+def _partial(target: Path) -> Path:
+    """A name beside the target that no other process and no other thread of this one writes to."""
+    return target.with_name(f"{os.getpid()}.{threading.get_ident()}.{target.name}")
+
+
 def _write(target: Path, text: str) -> None:
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    partial = _partial(target)
     partial.write_text(text, encoding="utf-8")
     partial.replace(target)
 
@@ -133,7 +139,7 @@ def _made(key: str, suffix: str, command: list[object]) -> Path:
     target = BUILD / "objects" / f"{name}{suffix}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{os.getpid()}.{target.name}")
+        partial = _partial(target)
         run([*command, partial])
         partial.replace(target)
     return target
