@@ -297,6 +297,15 @@ def test_ids_without_clips_are_counted(tmp_path: Path) -> None:
         clips.subset("val")
 
 
+def test_clips_of_one_id_are_counted(tmp_path: Path) -> None:
+    content = annotations()
+    for i in (1, 2):
+        content["annotations"][i]["frame_dir"] = "clip_0"
+    clips = open_dataset(write_pickle(tmp_path / "a.pkl", content))
+    assert clips.notes[-1].startswith("2 clips have the id of another one")
+    assert not any("id of another" in note for note in open_dataset("synthetic").notes)
+
+
 def test_the_skeleton_is_told_or_asked_for(tmp_path: Path) -> None:
     cases = [(17, True, "coco"), (18, True, "openpose"), (25, True, "openpose25"), (25, False, "nturgb+d")]
     for joints, flat, name in cases:
