@@ -82,6 +82,11 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"checkpoint {path} was saved in a newer pickle protocol than can be read without running it; save it "
                 "again with torch.save(content, file), as torch does by default"
             ) from error
+        if "Unsupported operand" in str(error):
+            raise UserError(
+                f"checkpoint {path} is a pickle that torch.save did not write; nothing was run: save the weights with "
+                "torch.save(model.state_dict(), file)"
+            ) from error
         kind = type(error).__name__
         raise UserError(f"checkpoint {path} is truncated or no PyTorch file ({kind}); copy or save it again") from error
     if not isinstance(found, dict):

@@ -270,6 +270,7 @@ BAD_FILES = {
     "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "no PyTorch file"),
     "smuggler": (lambda path: torch.save({"state_dict": Smuggler()}, path), r"asks for \w+\.system, which is no data"),
     "old_smuggler": (lambda path: path.write_bytes(pickle.dumps(Smuggler(), protocol=2)), r"asks for \w+\.system"),
+    "foreign_smuggler": (lambda path: path.write_bytes(pickle.dumps(Smuggler())), "that torch.save did not write"),
     "list": (lambda path: torch.save([1, 2], path), "holds a list"),
     "tensors": (lambda path: torch.save({"conv1.weight": torch.ones(3)}, path), "no MS-G3D network"),
     "no_weights": (lambda path: torch.save({"epoch": 3, "optimizer": {}}, path), "no state dict in it"),
