@@ -267,7 +267,7 @@ BAD_FILES = {
     "truncated": (write_truncated, "is truncated"),
     "old_truncated": (write_old_truncated, "is truncated"),
     "text": (lambda path: path.write_text("epoch,loss\n1,0.5\n"), "no PyTorch file"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "no PyTorch file"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "that torch.save did not write"),
     "smuggler": (lambda path: torch.save({"state_dict": Smuggler()}, path), r"asks for \w+\.system, which is no data"),
     "old_smuggler": (lambda path: path.write_bytes(pickle.dumps(Smuggler(), protocol=2)), r"asks for \w+\.system"),
     "foreign_smuggler": (lambda path: path.write_bytes(pickle.dumps(Smuggler())), "that torch.save did not write"),
