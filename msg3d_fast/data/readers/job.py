@@ -5,6 +5,7 @@ reads pieces and hands back clips, or says why it cannot. Nothing of the data se
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,7 +68,7 @@ class Skipped:
 
 
 @dataclass(kw_only=True)
-class Job:
+class Job(ABC):
     """A source that was looked through. Subclasses say how a piece is read and which protocols there are.
 
     Args:
@@ -84,13 +85,13 @@ class Job:
     notes: list[str] = field(default_factory=list)
     parallel: bool = True
 
+    @abstractmethod
     def read(self, piece: Any) -> Iterator[Clip | Skipped]:
         """The clips of a piece.
 
         Raises:
             Bad, or whatever damaged bytes lead to.
         """
-        raise NotImplementedError
 
     def name(self, piece: Any) -> str:
         """What the user calls a piece."""

@@ -12,7 +12,7 @@ import numpy as np
 from ..store_writer import Record
 from ..tree import Tree
 from .job import Bad, Format, Job, Options, same_as, table
-from .named import JOINTS, MSR_ORDER, NamedClips, open_named
+from .named import JOINTS, MSR_ORDER, NamedPoses, open_named
 
 _PATTERN = r"a(\d+)_s(\d+)_e(\d+)_skeleton(?:3d)?"
 _CLASSES = (
@@ -32,7 +32,7 @@ def _open(tree: Tree, options: Options) -> Job:
     return open_named(MSRAction3D, _PATTERN, suffix, "MSR-Action3D", tree, options, classes=_CLASSES)
 
 
-class MSRAction3D(NamedClips):
+class MSRAction3D(NamedPoses):
     def pose(self, data: bytes) -> np.ndarray:
         lines = data.split(b"\n", 1)
         width = len(lines[0].split())
@@ -45,9 +45,6 @@ class MSRAction3D(NamedClips):
 
     def id(self, stem: str) -> str:
         return re.sub(r"_skeleton(3d)?$", "", stem.lower())
-
-    def splits(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        return self.odd_subjects(records)
 
     def remarks(self, splits: dict[str, np.ndarray], records: Sequence[Record]) -> list[str]:
         return [f"MSR-Action3D: {same_as({'clips': len(records)}, {'clips': 567 if len(records) > 557 else 557})}"]

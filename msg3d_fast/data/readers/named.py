@@ -4,6 +4,7 @@ Joints are put into the order of `kinect20`, so that a network can go from one o
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -48,13 +49,24 @@ class NamedClips(Job):
             raise Bad(f"its name says action {action}, expected {expected}")
         return tuple(actions).index(action)
 
+    def label_names(self, records: Sequence[Record]) -> Sequence[str]:
+        return self.classes
+
+    def numbers_of(self, name: str) -> tuple[int, ...]:
+        """The numbers in the id of a clip."""
+        return tuple(int(n) for n in re.findall(r"\d+", name))
+
+
+class NamedPoses(NamedClips):
+    """Files that hold a pose and nothing else; the protocol is `xsub`: train on odd subjects, test on even ones."""
+
+    @abstractmethod
     def pose(self, data: bytes) -> np.ndarray:
         """float (M, T, V, C) of one file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def id(self, stem: str) -> str:
         """The clip's id."""
-        return stem
 
     def read(self, piece: Entry) -> Iterator[Clip]:
         label = self.label(piece.stem)
@@ -63,17 +75,9 @@ class NamedClips(Job):
             raise Bad("every joint is 0 in all of its frames")
         yield Clip(self.id(piece.stem), label, pose)
 
-    def label_names(self, records: Sequence[Record]) -> Sequence[str]:
-        return self.classes
-
-    def odd_subjects(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        """The protocol `xsub`: train on odd subjects, test on even ones."""
+    def splits(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         train = np.array([self.numbers_of(record.name)[1] % 2 == 1 for record in records], bool)
         return {"xsub_train": train, "xsub_test": ~train}
-
-    def numbers_of(self, name: str) -> tuple[int, ...]:
-        """The numbers in the id of a clip."""
-        return tuple(int(n) for n in re.findall(r"\d+", name))
 
 
 def open_named(

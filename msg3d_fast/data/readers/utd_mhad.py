@@ -11,7 +11,7 @@ from ..matlab import read_matrices
 from ..store_writer import Record
 from ..tree import Tree
 from .job import Bad, Format, Job, Options, same_as
-from .named import JOINTS, NamedClips, open_named
+from .named import JOINTS, NamedPoses, open_named
 
 _PATTERN = r"a(\d+)_s(\d+)_t(\d+)_skeleton"
 _CLASSES = (
@@ -30,7 +30,7 @@ def _open(tree: Tree, options: Options) -> Job:
     return open_named(UTDMHAD, _PATTERN, ".mat", "UTD-MHAD", tree, options, classes=_CLASSES)
 
 
-class UTDMHAD(NamedClips):
+class UTDMHAD(NamedPoses):
     def pose(self, data: bytes) -> np.ndarray:
         found = read_matrices(data)
         x = found.get("d_skel")
@@ -43,9 +43,6 @@ class UTDMHAD(NamedClips):
 
     def id(self, stem: str) -> str:
         return stem.lower().removesuffix("_skeleton")
-
-    def splits(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        return self.odd_subjects(records)
 
     def remarks(self, splits: dict[str, np.ndarray], records: Sequence[Record]) -> list[str]:
         counts = {"clips": len(records)} | {name: int(mask.sum()) for name, mask in splits.items()}
