@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from . import data, ops, reference
     from .checkpoint import load_checkpoint, save_checkpoint
     from .errors import UserError
+    from .export import export_model
     from .graph import Layout
     from .inference import fuse
     from .model import MSG3D, Recognizer
@@ -19,6 +20,7 @@ _HOME = {
     "MSG3D": "model",
     "Recognizer": "model",
     "UserError": "errors",
+    "export_model": "export",
     "fuse": "inference",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
@@ -32,6 +34,7 @@ __all__ = [
     "UserError",
     "__version__",
     "data",
+    "export_model",
     "fuse",
     "load_checkpoint",
     "ops",

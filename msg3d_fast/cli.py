@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import cli_models
 from .config import Config, describe, load_config, packaged_names, suggest
 from .errors import UserError
 
@@ -139,6 +140,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command.add_argument("--commands", action="store_true", help="only print the single commands it stands for")
     command.add_argument("--out", metavar="DIR", help="default: runs/NAME")
     command.set_defaults(config=None)
+    cli_models.add_verbs(verb)
     command = verb(
         "prepare",
         _prepare,

@@ -155,7 +155,7 @@ def save_file(content: Any, path: str | os.PathLike[str]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write_whole(path, buffer.getbuffer())
+    write_whole(path, buffer.getbuffer())
 
 
 def save_published(state: Mapping[str, Tensor], about: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -174,7 +174,7 @@ def save_published(state: Mapping[str, Tensor], about: Mapping[str, Any], path: 
     state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     described = {**about, "sha256": {key: _digest(value) for key, value in state.items()}}
     header = json.dumps({**described, "digest": _json_digest(described)})
-    _write_whole(path, save(state, {"format": "pt", _HEADER: header}))
+    write_whole(path, save(state, {"format": "pt", _HEADER: header}))
 
 
 def _load_published(path: Path) -> dict[str, Any]:
@@ -222,7 +222,12 @@ def _json_digest(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+def write_whole(path: str | os.PathLike[str], content: bytes | memoryview, what: str = "checkpoint") -> None:
+    """Write a file that appears whole or, if that fails, leaves the one before it; errors call it `what`.
+
+    Raises:
+        UserError: the folder or the disk does not take it.
+    """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -233,7 +238,7 @@ def _write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> N
         os.replace(beside, path)
     except OSError as error:
         raise UserError(
-            f"checkpoint {path} cannot be written: {error.strerror or error}; nothing was changed: "
+            f"{what} {path} cannot be written: {error.strerror or error}; nothing was changed: "
             "free space or choose another folder, and save again"
         ) from error
     finally:

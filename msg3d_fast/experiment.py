@@ -1,7 +1,10 @@
-"""What a configuration stands for: its clips, its pipelines and its network, checked against each other."""
+"""What a configuration stands for: its clips, its pipelines and its network, checked against each other.
+
+And back: the network of a run folder, with its configuration and the names of its classes.
+"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import torch
 
 from . import _library, data, ops
 from .checkpoint import load_checkpoint
-from .config import Config
+from .config import Config, load_config
 from .errors import UserError
 from .graph import get_layout
 from .model import Recognizer
+from .score_files import read_scores
 
 
 def choose_backend(config: Config, device: torch.device) -> tuple[str, str]:
@@ -135,3 +139,45 @@ def make_pipeline(
         augment=data.Augment(**asdict(d.augment)) if training else None,
         seed=config.seed,
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what its run folder says about it.
+
+    Args:
+        model: in eval mode.
+        checkpoint: the file of its weights.
+        config: the run's settings; None where the checkpoint lies in no run folder.
+        label_names: of the classes, as the run's test wrote them, or ().
+    """
+
+    model: Recognizer
+    checkpoint: Path
+    config: Config | None = None
+    label_names: tuple[str, ...] = ()
+
+
+def load_trained(path: str | Path, *, device: str | torch.device = "cpu", backend: str | None = None) -> Trained:
+    """The network of a run folder, or of a checkpoint: ours in a run folder, or any that `load_checkpoint` reads.
+
+    Args:
+        path: of the folder, whose `test.checkpoint` is taken, or of the file.
+        device: where the network goes.
+        backend: as for `Recognizer`.
+
+    Raises:
+        UserError: neither a run folder nor a checkpoint.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    config = load_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
+    if path.is_dir():
+        if config is None:
+            raise UserError(f"{path}: holds no config.yaml, so it is no run folder; give one, or a checkpoint")
+        path = folder / f"{config.test.checkpoint}.ckpt"
+    model = load_checkpoint(path, device=device, backend=backend)
+    names: tuple[str, ...] = ()
+    if config is not None and (folder / "scores.npz").is_file():
+        names = read_scores(folder).label_names
+    return Trained(model, path, config, names if len(names) == model.hparams["num_classes"] else ())

@@ -27,7 +27,7 @@ SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # k
 STEP = {"losses", "schedule", "optimization", "guard"}  # what one training step is made of
 RUN = MODEL | DATA | SERVICES | STEP | {"inference", "experiment", "training", "evaluation", "baselines"}
 MAY_IMPORT = {
-    "__init__": MODEL | DATA | {"inference"},
+    "__init__": MODEL | DATA | {"export", "inference"},
     "__main__": {"cli"},
     "errors": set(),
     "_library": {"errors"},
@@ -50,7 +50,8 @@ MAY_IMPORT = {
     "optimization": {"config", "errors", "schedule"},
     "guard": MODEL,
     "baselines": DATA,
-    "experiment": MODEL | DATA | {"config"},
+    "experiment": MODEL | DATA | {"config", "score_files"},
+    "export": MODEL | {"experiment", "__init__"},
     "evaluation": RUN - {"training"},
     "score_files": DATA,
     "ensemble": DATA | {"evaluation", "run_folder", "score_files"},
@@ -59,7 +60,8 @@ MAY_IMPORT = {
     "reproduce": {"config", "data", "ensemble", "errors", "run_folder", "training"},
     "doctor": RUN,
     "multistream": {"config", "distributed", "ensemble", "errors", "training"},
-    "cli": RUN | {"doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
+    "cli_models": RUN | {"export"},
+    "cli": RUN | {"cli_models", "doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 
