@@ -109,6 +109,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     command.add_argument("--config", metavar="NAME|FILE", help="default: config.yaml of the run folder")
     command.add_argument("--checkpoint", metavar="FILE", help="any upstream's or ours; default: the run folder's")
+    command.add_argument("--features", action="store_true", help="write each sample's pooled features: features.npz")
     _run_dir(command)
     command = verb(
         "ensemble",
@@ -272,7 +273,7 @@ def _test(options: argparse.Namespace) -> None:
     from . import distributed, evaluation
 
     config, folder = _settings(options)
-    metrics = evaluation.evaluate(config, folder, options.checkpoint)
+    metrics = evaluation.evaluate(config, folder, options.checkpoint, features=options.features)
     if distributed.rank() == 0:
         _say_metrics(metrics)
         print(f"wrote {folder}: {', '.join(sorted(p.name for p in folder.glob('[!.]*')))}")

@@ -103,7 +103,6 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return areas
 
 
-@torch.inference_mode()
 def predict_scores(
     model: Recognizer,
     pipeline: Pipeline,
@@ -127,23 +126,62 @@ def predict_scores(
     Returns:
         float64 (N, classes), the same on every process.
     """
+    return _predict(model, pipeline, batch_size, average, title, quiet)[0]
+
+
+def predict_features(
+    model: Recognizer,
+    pipeline: Pipeline,
+    batch_size: int = 32,
+    *,
+    average: str = "prob",
+    title: str = "testing",
+    quiet: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities as `predict_scores` gives them, and from the same pass the features that they come from.
+
+    Returns:
+        float64 (N, classes), and float64 (N, 4*base_channels): `Recognizer.features`, averaged over the clips of each
+        sample. `cls_head.fc` of them is the mean of the clips' logits.
+    """
+    return _predict(model, pipeline, batch_size, average, title, quiet, model.cls_head.fc.in_features)
+
+
+@torch.inference_mode()
+def _predict(
+    model: Recognizer,
+    pipeline: Pipeline,
+    batch_size: int,
+    average: str,
+    title: str,
+    quiet: bool,
+    num_features: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N, classes) and features (N, num_features)."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     net = fuse(model) if device.type == "cpu" and model.backend == "native" else model
     number = len(pipeline)
-    scores = np.zeros((number, model.cls_head.fc.out_features))
+    scores, features = np.zeros((number, model.cls_head.fc.out_features)), np.zeros((number, num_features))
     own = np.arange(number)[distributed.rank() :: distributed.world_size()]
     samples, several = max(1, batch_size // pipeline.num_clips), pipeline.clipset.multi_label
     with Progress(title, len(own), quiet=quiet or distributed.rank() > 0) as progress:
         for start in range(0, len(own), samples):
             part = own[start : start + samples]
             x, _ = pipeline.batch(part, 0)  # (n, clips, M, T, V, C)
-            logits = torch.cat([net(piece.to(device)).double().cpu() for piece in x.flatten(0, 1).split(batch_size)])
+            pieces = [piece.to(device) for piece in x.flatten(0, 1).split(batch_size)]
+            if num_features:
+                pieces = [net.features(piece) for piece in pieces]
+                pooled = torch.cat(pieces).double().cpu().unflatten(0, (len(part), -1))
+                features[part] = pooled.mean(1).numpy()
+            head = model.cls_head.fc if num_features else net
+            logits = torch.cat([head(piece).double().cpu() for piece in pieces])
             averaged = average_clips(logits.numpy(), pipeline.num_clips, average, several)
             scores[part] = averaged if average == "prob" else probabilities(averaged, several)
             progress.advance(len(part))
     model.train(was_training)
-    return distributed.total(torch.from_numpy(scores).to(device)).cpu().numpy()
+    both = distributed.total(torch.from_numpy(np.concatenate([scores, features], 1)).to(device)).cpu().numpy()
+    return both[:, : scores.shape[1]], both[:, scores.shape[1] :]
 
 
 def metrics_of(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -222,11 +260,13 @@ def write_report(
     names: Sequence[str],
     metrics: Mapping[str, Any],
     stream: str = "",
+    features: np.ndarray | None = None,
 ) -> None:
     """Writes what a test leaves in its folder, metrics.json last.
 
     scores.npz (`ids`, `scores`, `labels`, `confusion`, `label_names`, `stream`), confusion.png, per_class.csv,
     worst_clips.csv and metrics.json; where samples may have several labels, no confusion matrix and no worst_clips.csv.
+    With features, features.npz too (`ids`, `features`, `labels`, `label_names`, `stream`).
 
     Args:
         folder: locked run folder.
@@ -236,26 +276,35 @@ def write_report(
         names: of the classes.
         metrics: content of metrics.json.
         stream: "j", "b", "jm" or "bm", where the scores are one stream's.
+        features: (N, F) pooled features of the samples, or None.
     """
-    arrays = {
+    shared = {
         "ids": np.asarray(ids),
-        "scores": scores.astype(np.float32),
         "labels": labels,
         "label_names": np.asarray(names),
         "stream": np.asarray(stream),
     }
+    arrays = {**shared, "scores": scores.astype(np.float32)}
     if labels.ndim == 1:
         arrays["confusion"] = confusion_matrix(scores.argmax(axis=1), labels, scores.shape[1])
         folder.write("confusion.png", visualize.confusion_figure(arrays["confusion"], names))
         folder.write("worst_clips.csv", worst_clips(ids, scores, labels, names))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    folder.write("scores.npz", buffer.getvalue())
+    folder.write("scores.npz", _npz(arrays))
+    if features is not None:
+        folder.write("features.npz", _npz({**shared, "features": features.astype(np.float32)}))
     folder.write("per_class.csv", per_class_table(scores, labels, names))
     folder.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: TestConfig) -> dict[str, Any]:
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def report(
+    model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: TestConfig, *, features: bool = False
+) -> dict[str, Any]:
     """Scores every sample, writes the report (see `write_report`) and returns the metrics.
 
     Args:
@@ -263,9 +312,13 @@ def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: Tes
         pipeline: of the test split, with `config.num_clips` clips.
         folder: locked run folder.
         config: clips, batch size and averaging.
+        features: write features.npz, too.
     """
-    start = time.monotonic()
-    scores = predict_scores(model, pipeline, config.batch_size, average=config.average)
+    start, pooled = time.monotonic(), None
+    if features:
+        scores, pooled = predict_features(model, pipeline, config.batch_size, average=config.average)
+    else:
+        scores = predict_scores(model, pipeline, config.batch_size, average=config.average)
     clips = pipeline.clipset
     labels = np.asarray(clips.label, np.int64)
     metrics = {
@@ -278,17 +331,20 @@ def report(model: Recognizer, pipeline: Pipeline, folder: RunFolder, config: Tes
         "seconds": round(time.monotonic() - start, 2),
     }
     if folder.writes:
-        write_report(folder, clips.frame_dir, scores, labels, clips.label_names, metrics, pipeline.stream)
+        write_report(folder, clips.frame_dir, scores, labels, clips.label_names, metrics, pipeline.stream, pooled)
     return metrics
 
 
-def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    config: Config, run_dir: str | Path, checkpoint: str | Path | None = None, *, features: bool = False
+) -> dict[str, Any]:
     """Tests a checkpoint on the configuration's test split; alone or under torchrun.
 
     Args:
         config: data, test and device settings; the network is the checkpoint's, and must have the sizes of `model`.
         run_dir: where the report goes.
         checkpoint: of any of the upstreams or ours; by default the run folder's that `test.checkpoint` names.
+        features: write the pooled features of every sample, too.
 
     Raises:
         UserError: what the user can put right, in one line.
@@ -306,6 +362,5 @@ def evaluate(config: Config, run_dir: str | Path, checkpoint: str | Path | None 
         clips = open_clips(replace(config, model=fitting))
         check_network({**asdict(config.model), "layout": None}, model.hparams, path)
         split, slots = config.data.test_split, model.hparams["num_person"]
-        return report(
-            model, make_pipeline(config, clips, split, slots, num_clips=config.test.num_clips), folder, config.test
-        )
+        pipeline = make_pipeline(config, clips, split, slots, num_clips=config.test.num_clips)
+        return report(model, pipeline, folder, config.test, features=features)

@@ -220,6 +220,7 @@ class FusedRecognizer(nn.Module):
     weights: Tensor
     fc_weight: Tensor
     fc_bias: Tensor
+    places: Tensor
 
     def __init__(self, model: Recognizer, skip_absent: bool = True) -> None:
         super().__init__()
@@ -232,11 +233,20 @@ class FusedRecognizer(nn.Module):
         self.register_buffer("weights", weights.to(fc.weight.dtype))
         self.register_buffer("fc_weight", _spread(fc.weight.detach().double(), 1, *places))
         self.register_buffer("fc_bias", fc.bias.detach().double())
+        self.register_buffer("places", places[0])
         self._watch: _Watch | None = _Watch(model)
         self._absent: dict[int, Tensor] = {}  # by T: features (M, features) of persons that are not there
         super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self._pooled(x), self.fc_weight, self.fc_bias).to(x.dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
+        return self._pooled(x)[:, self.places].to(x.dtype)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Mean of the last stage over persons, frames and joints, float64 (N, places of its channels)."""
         h = self.hparams
         check_clips(x, self.layout, h["num_person"], h["in_channels"], self.weights.dtype)
         if x.requires_grad and torch.is_grad_enabled():
@@ -253,7 +263,7 @@ class FusedRecognizer(nn.Module):
         features = features.view(N, M, self.fc_weight.shape[1])
         if self.skip_absent and not traced and not present.all():
             features = torch.where(present.view(N, M, 1), features, self._features_of_absent(x, T))
-        return F.linear(features.mean(1), self.fc_weight, self.fc_bias).to(x.dtype)
+        return features.mean(1)
 
     def _features_of_absent(self, x: Tensor, T: int) -> Tensor:
         """What a slot without a person contributes, (M, features): the same for every clip of T frames."""

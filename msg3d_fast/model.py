@@ -191,8 +191,12 @@ class GCNHead(nn.Module):
             nn.init.normal_(self.fc.weight, std=0.01)
             nn.init.zeros_(self.fc.bias)
 
+    @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        return x.mean((3, 4)).mean(1)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.dropout(x.mean((3, 4)).mean(1)))
+        return self.fc(self.dropout(self.pool(x)))
 
 
 class Recognizer(nn.Module):
@@ -280,3 +284,7 @@ class Recognizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cls_head(self.backbone(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier looks at, (N, 4*base_channels): in eval mode `cls_head.fc` of it gives the logits."""
+        return self.cls_head.pool(self.backbone(x))

@@ -18,7 +18,7 @@ import torch
 from tiny import ROOT, fails, settings, start, write_clips
 
 from msg3d_fast import _library, cli
-from msg3d_fast.checkpoint import load_file
+from msg3d_fast.checkpoint import load_checkpoint, load_file
 from msg3d_fast.errors import UserError
 
 VERBS = ["quickstart", "train", "test", "ensemble", "reproduce", "export", "prepare", "checkpoint", "doctor"]
@@ -76,6 +76,21 @@ def test_training_then_testing(trained: Path, tmp_path: Path, capsys: pytest.Cap
     elsewhere = ["test", "--config", str(trained / "config.yaml"), "--run-dir", str(tmp_path / "other")]
     assert cli.main([*elsewhere, "--checkpoint", str(trained / "best.ckpt")]) == 0
     assert (tmp_path / "other" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_features_are_what_the_classifier_saw(trained: Path, tmp_path: Path, backend: str) -> None:
+    if backend == "native" and not _library.available():
+        pytest.skip("no native library here")
+    run, checkpoint = tmp_path / "run", str(trained / "last.ckpt")
+    test = ["test", "--config", str(trained / "config.yaml"), "--checkpoint", checkpoint, "--run-dir", str(run)]
+    assert cli.main([*test, "--features", "--test.average=score", f"--model.backend={backend}"]) == 0
+    with np.load(run / "features.npz") as found, np.load(run / "scores.npz") as tested:
+        assert found["features"].shape == (len(tested["ids"]), 24)
+        assert all(np.array_equal(found[key], tested[key]) for key in ("ids", "labels", "label_names", "stream"))
+        fc = load_checkpoint(checkpoint).cls_head.fc
+        logits = fc(torch.from_numpy(found["features"])).detach()  # the mean over the clips: a linear layer commutes
+        np.testing.assert_allclose(logits.softmax(1), tested["scores"], rtol=1e-5, atol=1e-7)
 
 
 def test_prepared_store_trains_the_same(clips: Path, trained: Path, tmp_path: Path) -> None:

@@ -84,6 +84,19 @@ def test_equals_the_model(name: str) -> None:
         assert_parity(model, clips(model, N, T), f"T={T}")
 
 
+@torch.no_grad()
+def test_features_are_the_classifiers_input() -> None:
+    model = build(layout="coco", base_channels=20)
+    x = clips(model, 3, 9)
+    x[0, 1] = 0
+    features, fc = fuse(model).features(x), model.cls_head.fc
+    exact = in_double(model).features(x.double())
+    assert features.shape == (3, 80)
+    assert_as_good_as_eager(error(features, exact), error(model.features(x), exact))
+    assert torch.equal(fc(model.features(x)), model(x))
+    assert_as_good_as_eager(error(fc(features), fuse(model)(x)), error(model(x), in_double(model)(x.double())))
+
+
 def test_one_joint() -> None:
     model = build(layout=ONE_JOINT, num_gcn_scales=2, num_g3d_scales=2)
     assert_parity(model, clips(model, 2, 9))
