@@ -155,7 +155,8 @@ def save_file(content: Any, path: str | os.PathLike[str]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer())
+    with buffer.getbuffer() as content:  # given back even if writing fails: the error's traceback holds the buffer
+        write_whole(path, content)
 
 
 def save_published(state: Mapping[str, Tensor], about: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
