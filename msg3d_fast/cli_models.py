@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 
 def add_verbs(verb: Any) -> None:
     """Gives the command line these verbs; `verb` adds one and returns its parser."""
@@ -15,6 +17,16 @@ def add_verbs(verb: Any) -> None:
     )
     command.add_argument("source", metavar="RUN|CHECKPOINT", help="run folder, or any checkpoint, upstream's or ours")
     command.add_argument("destination", metavar="FILE", help="ends in .onnx or .pt2")
+
+    command = verb(
+        "flops",
+        _flops,
+        "Parameters and multiply-adds of a network, layer by layer, as published and in the order that runs here.",
+        "msg3d-fast flops --config ntu60_xsub_2d --model.base_channels=48",
+    )
+    command.add_argument("source", nargs="?", metavar="RUN|CHECKPOINT", help="run folder or checkpoint")
+    command.add_argument("--config", metavar="NAME|FILE", help="a configuration's network instead; takes overrides")
+    command.add_argument("--frames", type=int, metavar="T", help="of the clip; default: the run's clip_len, or 100")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -34,3 +46,25 @@ def _export(options: argparse.Namespace) -> None:
         f"wrote {destination}: clips {shape} -> logits (N, {metadata['num_classes']}), "
         f"{destination.stat().st_size / 1e6:.1f} MB; on random poses within {error:.0e} of the float64 model"
     )
+
+
+def _flops(options: argparse.Namespace) -> None:
+    from . import flops
+    from .config import load_config
+    from .experiment import load_trained
+
+    if (options.source is None) == (options.config is None):
+        raise UserError("flops: give a run folder, a checkpoint or --config NAME; leave one out if there are two")
+    if options.source is not None and options.overrides:
+        raise UserError(f"flops: {options.overrides[0]} changes a configuration; give it with --config")
+    if options.source is None:
+        config = load_config(options.config, options.overrides)
+        model = flops.network(config)
+    else:
+        trained = load_trained(options.source, backend="reference")
+        model, config = trained.model, trained.config
+    frames = options.frames if options.frames is not None else 100 if config is None else config.data.clip_len
+    h = model.hparams
+    clip = (1, h["num_person"], frames, model.layout.num_joints, h["in_channels"])
+    print(f"one clip {clip}; millions of multiply-adds, of which each is two FLOPs\n")
+    print(flops.table(flops.count(model, frames)))

@@ -21,7 +21,7 @@ from msg3d_fast import _library, cli
 from msg3d_fast.checkpoint import load_checkpoint, load_file
 from msg3d_fast.errors import UserError
 
-VERBS = ["quickstart", "train", "test", "ensemble", "reproduce", "export", "prepare", "checkpoint", "doctor"]
+VERBS = ["quickstart", "train", "test", "ensemble", "reproduce", "export", "flops", "prepare", "checkpoint", "doctor"]
 
 
 @pytest.fixture(scope="module")

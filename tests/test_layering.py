@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "reproduce": {"config", "data", "ensemble", "errors", "run_folder", "training"},
     "doctor": RUN,
     "multistream": {"config", "distributed", "ensemble", "errors", "training"},
-    "cli_models": RUN | {"export"},
+    "flops": MODEL | {"config"},
+    "cli_models": RUN | {"export", "flops"},
     "cli": RUN | {"cli_models", "doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
