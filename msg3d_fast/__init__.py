@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .graph import Layout
     from .inference import fuse
     from .model import MSG3D, Recognizer
+    from .predict import Predictor, Stream
 
 __version__ = "0.1.0"
 
@@ -18,7 +19,9 @@ __version__ = "0.1.0"
 _HOME = {
     "Layout": "graph",
     "MSG3D": "model",
+    "Predictor": "predict",
     "Recognizer": "model",
+    "Stream": "predict",
     "UserError": "errors",
     "export_model": "export",
     "fuse": "inference",
@@ -30,7 +33,9 @@ _MODULES = ("data", "ops", "reference")
 __all__ = [
     "MSG3D",
     "Layout",
+    "Predictor",
     "Recognizer",
+    "Stream",
     "UserError",
     "__version__",
     "data",

@@ -2,7 +2,8 @@
 
     mmaction2, pyskl   {"meta", "state_dict", "optimizer"?, ...}
     original           a bare state dict, its keys perhaps behind "module."; the optimizer in a file of its own
-    msg3d_fast         {"format", "version", "hparams", "state_dict", "training"?}, keys and shapes as mmaction2
+    msg3d_fast         {"format", "version", "hparams", "preprocessing"?, "state_dict", "training"?}, keys and shapes as
+                       mmaction2
 
 Sources: mmengine `runner/checkpoint.py`; pyskl; MS-G3D `main.py`.
 """
@@ -70,6 +71,10 @@ def load_checkpoint(
             ) from error
         _load_state(model, {**_head(model.state_dict()), **state} if num_classes is not None else state)
     model.source = source
+    told = content.get("preprocessing") if source == "msg3d_fast" else None
+    names = told.get("label_names") if isinstance(told, dict) else None
+    if isinstance(names, list) and len(names) == hparams["num_classes"]:  # a fresh head has other classes
+        model.preprocessing = told
     return model.to(device).eval()
 
 
@@ -155,6 +160,8 @@ def save_checkpoint(
         raise UserError(f"{path.name}: {format} does not read safetensors; name a .pth file, or the format msg3d_fast")
     if format == "msg3d_fast":
         content = {"format": format, "version": VERSION, "hparams": model.hparams}
+        if model.preprocessing is not None:
+            content["preprocessing"] = dict(model.preprocessing)
         if published:
             save_published(state, {**content, "msg3d_fast": __version__, "about": dict(about or {})}, path)
             return

@@ -4,12 +4,13 @@ Exit status 0: done. 2: input or environment of the user, one line on stderr. 1:
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import cli_models
+from . import cli_models, cli_predict
 from .config import Config, describe, load_config, packaged_names, suggest
 from .errors import UserError
 
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print("msg3d-fast: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\nmsg3d-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -111,6 +115,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     command.add_argument("--checkpoint", metavar="FILE", help="any upstream's or ours; default: the run folder's")
     command.add_argument("--features", action="store_true", help="write each sample's pooled features: features.npz")
     _run_dir(command)
+    cli_predict.add_verb(verb)
     command = verb(
         "ensemble",
         _ensemble,

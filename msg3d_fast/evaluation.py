@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from . import distributed, visualize
 from .checkpoint import load_checkpoint
@@ -103,6 +104,18 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return areas
 
 
+def ready(model: Recognizer) -> nn.Module:
+    """The network to test or predict with: the model in eval mode, folded where that can be."""
+    model.eval()
+    return fuse(model) if next(model.parameters()).device.type == "cpu" and model.backend == "native" else model
+
+
+def scores_of(logits: Sequence[Tensor], num_clips: int, average: str, several: bool) -> np.ndarray:
+    """Class probabilities float64 (N, classes) from logits in pieces, N * clips rows in all; see `predict_scores`."""
+    averaged = average_clips(torch.cat([piece.double().cpu() for piece in logits]).numpy(), num_clips, average, several)
+    return averaged if average == "prob" else probabilities(averaged, several)
+
+
 def predict_scores(
     model: Recognizer,
     pipeline: Pipeline,
@@ -159,8 +172,7 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, classes) and features (N, num_features)."""
     device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    net = fuse(model) if device.type == "cpu" and model.backend == "native" else model
+    net = ready(model)
     number = len(pipeline)
     scores, features = np.zeros((number, model.cls_head.fc.out_features)), np.zeros((number, num_features))
     own = np.arange(number)[distributed.rank() :: distributed.world_size()]
@@ -175,9 +187,7 @@ def _predict(
                 pooled = torch.cat(pieces).double().cpu().unflatten(0, (len(part), -1))
                 features[part] = pooled.mean(1).numpy()
             head = model.cls_head.fc if num_features else net
-            logits = torch.cat([head(piece).double().cpu() for piece in pieces])
-            averaged = average_clips(logits.numpy(), pipeline.num_clips, average, several)
-            scores[part] = averaged if average == "prob" else probabilities(averaged, several)
+            scores[part] = scores_of([head(piece) for piece in pieces], pipeline.num_clips, average, several)
             progress.advance(len(part))
     model.train(was_training)
     both = distributed.total(torch.from_numpy(np.concatenate([scores, features], 1)).to(device)).cpu().numpy()

@@ -223,7 +223,8 @@ class Recognizer(nn.Module):
         UserError: an argument that no network can be built from; in forward, a clip that does not fit.
 
     `hparams` holds these arguments but for the last three, as JSON can: `Recognizer(**model.hparams)` builds the like.
-    `source` is the format of the checkpoint that the weights came from, if they did.
+    `source` is the format of the checkpoint that the weights came from, if they did; `preprocessing` is what a
+    checkpoint of ours says of the clips that it was trained on, for `Predictor`.
     """
 
     def __init__(
@@ -256,6 +257,7 @@ class Recognizer(nn.Module):
             "flavour": flavour,
         }
         self.source: str | None = None
+        self.preprocessing: dict[str, Any] | None = None
         self.hparams: dict[str, Any] = {
             "layout": layout.to_hparam(),
             "num_classes": num_classes,

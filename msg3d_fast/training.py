@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import distributed, evaluation, guard, visualize
+from . import distributed, evaluation, guard, preprocessing, visualize
 from .checkpoint import load_file, save_checkpoint
 from .config import Config
 from .data import Order
@@ -100,9 +100,11 @@ class Trainer:
         self.test = make_pipeline(config, clips, config.data.test_split, slots, num_clips=config.test.num_clips)
         torch.manual_seed(config.seed)
         self.model = build_model(config, clips, backend).to(device)
+        classes = self.model.hparams["num_classes"]
+        self.model.preprocessing = preprocessing.of_training(config, self.test, classes).plain()
         if t.sync_bn:
             synchronize(self.model)
-        classes, label = self.model.hparams["num_classes"], self.train.clipset.label
+        label = self.train.clipset.label
         self.loss = Loss(
             t.loss,
             classes,

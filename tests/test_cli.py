@@ -21,7 +21,8 @@ from msg3d_fast import _library, cli
 from msg3d_fast.checkpoint import load_checkpoint, load_file
 from msg3d_fast.errors import UserError
 
-VERBS = ["quickstart", "train", "test", "ensemble", "reproduce", "export", "flops", "prepare", "checkpoint", "doctor"]
+VERBS = ["quickstart", "train", "test", "predict", "ensemble", "reproduce", "export", "flops", "prepare", "checkpoint"]
+VERBS += ["doctor"]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     ("argv", "words"),
     [
         (["trian"], ["'trian'", "did you mean 'train'"]),
-        (["predict"], ["'predict'"]),
+        (["predict"], ["source"]),
         (["train"], ["--config"]),
         (["train", "--config", "quickstart", "--train.epoch=1"], ["'train.epoch'", "did you mean 'epochs'"]),
         (["train", "--config", "quikstart"], ["'quikstart'", "did you mean 'quickstart'"]),

@@ -26,8 +26,9 @@ DATA = {"data", "errors", "graph"}
 SERVICES = {"config", "distributed", "progress", "run_folder", "visualize"}  # know nothing of networks and data
 STEP = {"losses", "schedule", "optimization", "guard"}  # what one training step is made of
 RUN = MODEL | DATA | SERVICES | STEP | {"inference", "experiment", "training", "evaluation", "baselines"}
+RUN |= {"preprocessing"}
 MAY_IMPORT = {
-    "__init__": MODEL | DATA | {"export", "inference"},
+    "__init__": MODEL | DATA | {"export", "inference", "predict"},
     "__main__": {"cli"},
     "errors": set(),
     "_library": {"errors"},
@@ -52,7 +53,11 @@ MAY_IMPORT = {
     "baselines": DATA,
     "experiment": MODEL | DATA | {"config", "score_files"},
     "export": MODEL | {"experiment", "__init__"},
-    "evaluation": RUN - {"training"},
+    "evaluation": RUN - {"training", "preprocessing"},
+    "preprocessing": {"config", "data", "errors", "model"},
+    "predict": RUN - {"training"},
+    "predictions": DATA | {"evaluation", "predict", "run_folder"},
+    "cli_predict": DATA | {"config", "predict", "predictions", "preprocessing", "progress"},
     "score_files": DATA,
     "ensemble": DATA | {"evaluation", "run_folder", "score_files"},
     "training": RUN,
@@ -62,7 +67,8 @@ MAY_IMPORT = {
     "multistream": {"config", "distributed", "ensemble", "errors", "training"},
     "flops": MODEL | {"config"},
     "cli_models": RUN | {"export", "flops"},
-    "cli": RUN | {"cli_models", "doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
+    "cli": RUN
+    | {"cli_models", "cli_predict", "doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
 FOREIGN = {"reference": {"torch"}}  # modules that may import nothing but these from outside
 

@@ -26,6 +26,7 @@ def open_dataset(
     layout: str | Layout | Mapping[str, Any] | None = None,
     channels: str | None = None,
     skipped: list[str] | None = None,
+    labelled: bool = True,
 ) -> ClipSet:
     """Open a data set by path or name; the kind is told from the content.
 
@@ -36,11 +37,12 @@ def open_dataset(
         layout: the skeleton, where the file does not tell it.
         channels: "xy", "xys" (with confidence) or "xyz", where the file does not tell.
         skipped: receives one line for each clip of a pickle that cannot be used; without it such a clip is an error.
+        labelled: whether a `.npz` must say the clips' classes.
 
     Raises:
         UserError: no such file, not one of these kinds, damaged, or clips that do not fit together.
     """
-    clips = _open(path, layout, channels, skipped)
+    clips = _open(path, layout, channels, skipped, labelled)
     if twins := len(clips) - len(np.unique(clips.frame_dir)):
         note = f"{twins} clips have the id of another one: test works, ensemble cannot join them; prepare drops them"
         clips = replace(clips, notes=(*clips.notes, note))
@@ -67,6 +69,7 @@ def _open(
     layout: str | Layout | Mapping[str, Any] | None,
     channels: str | None,
     skipped: list[str] | None,
+    labelled: bool,
 ) -> ClipSet:
     if path == "embedded":
         return read_npz(EMBEDDED)
@@ -84,7 +87,7 @@ def _open(
             "embedded or synthetic"
         ) from None
     if start[:2] == b"PK":
-        return read_npz(path, layout=layout, channels=channels)
+        return read_npz(path, layout=layout, channels=channels, labelled=labelled)
     if start[:1] in (b"\x80", b"(", b"]", b"}"):  # binary protocols, and what a list or dict starts with in older ones
         return read_annotations(path, layout=layout, channels=channels, skipped=skipped)
     found = f"starts with {start!r}" if start else "is empty"

@@ -19,18 +19,28 @@ from ..graph import Layout
 from .clips import ClipSet, clean
 from .layouts import choose_layout, named_layout, third_channel
 
-_NEEDED = ("keypoints", "num_person", "total_frames", "label", "frame_dir", "label_names")
+_NEEDED = ("keypoints", "num_person", "total_frames", "frame_dir", "label", "label_names")
 
 
 def read_npz(
-    path: Path, *, layout: str | Layout | Mapping[str, Any] | None = None, channels: str | None = None
+    path: Path,
+    *,
+    layout: str | Layout | Mapping[str, Any] | None = None,
+    channels: str | None = None,
+    labelled: bool = True,
 ) -> ClipSet:
     """The clips of a ragged `.npz`; arguments as of `read_annotations`.
+
+    Without `labelled` the file needs no label, label_names and frame_dir: clips are numbered and all of one class.
 
     Raises:
         UserError: not such a file, damaged, or arrays that do not fit together.
     """
     arrays = read_arrays(path)
+    if not labelled and "total_frames" in arrays:
+        count = arrays["total_frames"].size
+        arrays.setdefault("frame_dir", np.arange(count))
+        arrays |= {"label": np.zeros(count, np.int64), "label_names": np.array(["unlabelled"])}
     if absent := [name for name in _NEEDED if name not in arrays]:
         raise UserError(f"{path}: has no {', '.join(absent)}; found {', '.join(arrays)}")
     integers = {name: _integers(path, name, arrays[name]) for name in ("num_person", "total_frames")}

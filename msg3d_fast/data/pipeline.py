@@ -42,7 +42,7 @@ class Pipeline:
             motion of a confidence as its difference.
         normalize: "2d" by image size, "3d" as PreNormalize3D, "center" as that but keeping the camera's axes, "box" by
             the clip's bounding box, "none"; "auto" takes "3d" for xyz, "2d" where image sizes are
-            known, else "box". `description` says what was chosen.
+            known, else "box". `normalize` and `description` say what was chosen.
         augment: random changes in training.
         seed: of all random draws.
 
@@ -82,7 +82,8 @@ class Pipeline:
             )
         self.semantics = semantics if self._whole else check_semantics(semantics)
         self._scored = clipset.channels == "xys" and not self._whole
-        self._normal = _normalization(clipset, normalize, semantics, clip_len)
+        self.normalize = _choice(clipset, normalize)
+        self._normal = _normalization(clipset, self.normalize, semantics, clip_len)
         self.total_frames = self._normal.total_frames
         what = f"{len(clipset)} clips of {clipset.layout.name} ({clipset.channels}), stream {stream}"
         self.description = f"{what}, {self._normal.description}"
@@ -172,7 +173,7 @@ class Pipeline:
         return cache
 
 
-def _normalization(clips: ClipSet, choice: str, semantics: str, clip_len: int) -> Normalization:
+def _choice(clips: ClipSet, choice: str) -> str:
     if choice not in NORMALIZATIONS:
         raise UserError(f"unknown normalisation {choice!r}; expected one of {', '.join(NORMALIZATIONS)}")
     if choice == "auto":
@@ -181,6 +182,10 @@ def _normalization(clips: ClipSet, choice: str, semantics: str, clip_len: int) -
     if choice != "none" and (choice in ("3d", "center")) != (clips.channels == "xyz"):
         fitting = "3d, center or none" if clips.channels == "xyz" else "2d, box or none"
         raise UserError(f"normalize={choice!r} does not fit {clips.channels} clips; choose {fitting}")
+    return choice
+
+
+def _normalization(clips: ClipSet, choice: str, semantics: str, clip_len: int) -> Normalization:
     axes = body_axes(clips.layout)
     if choice == "center":
         axes |= {"zaxis": None, "xaxis": None}

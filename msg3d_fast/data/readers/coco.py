@@ -21,7 +21,7 @@ import numpy as np
 from ..layouts import choose_layout
 from ..tracks import into_slots
 from ..tree import Entry, Tree
-from .job import MOST_FRAMES, Bad, Clip, Format, Job, Options, Skipped, check_semantics, left_out
+from .job import MOST_FRAMES, UNLABELLED, Bad, Clip, Format, Job, Options, Skipped, check_semantics, left_out
 from .labels import Labels, open_labels
 
 _VIDEO, _TRACK = ("video_id", "vid_id"), ("track_id", "idx", "instance_id")
@@ -107,7 +107,7 @@ class Coco(Job):
             raise Bad("holds nobody's keypoints")
         for name, frames in sorted(clips.items()):
             try:
-                label, split = self.labels.of(name)
+                label, split = self.labels.of(name) if self.labelled else (UNLABELLED, None)
                 yield Clip(name, label, self._pose(frames, annotated), shapes.get(name, self.img_shape), split)
             except Bad as reason:
                 yield Skipped(name, str(reason))

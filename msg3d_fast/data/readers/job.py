@@ -22,6 +22,7 @@ from ..tree import Entry, Tree
 SEMANTICS = ("mmaction2", "pyskl", "original")
 MOST_FRAMES = 1 << 17  # of one clip: more is a damaged number
 MOST_VALUES = 1 << 28  # numbers in one clip
+UNLABELLED = 0  # the class of clips whose class nobody asks for
 
 
 class Bad(Exception):
@@ -77,6 +78,7 @@ class Job(ABC):
         channels: "xy", "xys" or "xyz".
         notes: what the user is told.
         parallel: whether worker processes can read pieces.
+        labelled: whether a clip needs a class; for prediction it does not, and every one is `UNLABELLED`.
     """
 
     pieces: Sequence[Any]
@@ -84,6 +86,7 @@ class Job(ABC):
     channels: str
     notes: list[str] = field(default_factory=list)
     parallel: bool = True
+    labelled: bool = True
 
     @abstractmethod
     def read(self, piece: Any) -> Iterator[Clip | Skipped]:

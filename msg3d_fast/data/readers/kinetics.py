@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import UserError
 from ..store_writer import Record
 from ..tree import Entry, Tree
-from .job import MOST_FRAMES, Bad, Clip, Format, Job, Options, check_semantics, fixed_layout, left_out
+from .job import MOST_FRAMES, UNLABELLED, Bad, Clip, Format, Job, Options, check_semantics, fixed_layout, left_out
 
 _JOINTS, _PERSONS_IN = 18, 5
 _LABELS = r".*_label\.json"
@@ -79,6 +79,9 @@ class Kinetics(Job):
 
     def read(self, piece: Entry) -> Iterator[Clip]:
         video = json.loads(piece.read())
+        if not self.labelled:
+            yield Clip(piece.stem, UNLABELLED, _pose(video.get("data"), self.max_person))
+            return
         label = video.get("label_index") if isinstance(video, dict) else None
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 1 << 20:
             raise Bad(f"its label_index is {label!s:.20}, expected a class number")

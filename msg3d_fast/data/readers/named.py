@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import UserError
 from ..store_writer import Record
 from ..tree import Entry, Tree
-from .job import Bad, Clip, Job, Options, check_semantics, fixed_layout, left_out
+from .job import UNLABELLED, Bad, Clip, Job, Options, check_semantics, fixed_layout, left_out
 
 JOINTS = 20
 # Where each joint of kinect20 stands in the order of the Kinect SDK, and in that of MSR-Action3D.
@@ -42,6 +42,8 @@ class NamedClips(Job):
         return tuple(map(int, found.groups()))
 
     def label(self, stem: str) -> int:
+        if not self.labelled:
+            return UNLABELLED
         action = self.numbers(stem)[0]
         actions = self.actions or range(1, len(self.classes) + 1)
         if action not in actions:

@@ -23,6 +23,7 @@ from ..tree import Entry, Tree
 from .job import (
     MOST_FRAMES,
     SEMANTICS,
+    UNLABELLED,
     Bad,
     Clip,
     Format,
@@ -78,13 +79,17 @@ class NTU(Job):
     classes: int | None = None
 
     def read(self, piece: Entry) -> Iterator[Clip]:
+        label = self._label(piece) if self.labelled else UNLABELLED
+        yield Clip(piece.stem, label, CONVERT[self.semantics](*parse(piece.read())))
+
+    def _label(self, piece: Entry) -> int:
         name = NAME.fullmatch(piece.stem)
         if name is None:
             raise Bad("its name is not like S001C002P005R002A008.skeleton, so that its class cannot be told")
         label = int(name[5]) - 1
         if not 0 <= label < (self.classes or 120):
             raise Bad(f"its name says action {label + 1}, expected 1 to {self.classes or 120}")
-        yield Clip(piece.stem, label, CONVERT[self.semantics](*parse(piece.read())))
+        return label
 
     def _num_classes(self, records: Sequence[Record]) -> int:
         return self.classes or (120 if any(record.label >= 60 for record in records) else 60)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..store_writer import Record
 from ..tree import Entry, Tree
-from .job import Bad, Clip, Format, Job, Options
+from .job import UNLABELLED, Bad, Clip, Format, Job, Options
 from .named import JOINTS, SDK_ORDER, NamedClips, open_named
 
 _PATTERN = r"a(\d+)_s(\d+)_e(\d+)_v(\d+)"
@@ -40,6 +40,9 @@ class NWUCLA(NamedClips):
         if not isinstance(content, dict) or "skeletons" not in content:
             raise Bad("is not a dict with skeletons")
         name = piece.stem
+        if not self.labelled:
+            yield Clip(name, UNLABELLED, _pose(content["skeletons"]))
+            return
         within = content.get("file_name", name)
         if isinstance(within, str) and (within := within.removesuffix(".json")) != name:
             try:

@@ -16,7 +16,7 @@ import numpy as np
 from ..layouts import choose_layout
 from ..tracks import into_slots
 from ..tree import Entry, Tree
-from .job import MOST_FRAMES, Bad, Clip, Format, Job, Options, check_semantics, left_out, one_line
+from .job import MOST_FRAMES, UNLABELLED, Bad, Clip, Format, Job, Options, check_semantics, left_out, one_line
 from .labels import Labels, open_labels
 
 _FRAME = r"(?:(.*?)[_-]?)?(\d+)_keypoints\.json"
@@ -90,7 +90,7 @@ class OpenPose(Job):
         name, entries = piece
         if len(entries) > MOST_FRAMES:
             raise Bad(f"has {len(entries)} frames; cut it into clips")
-        label, split = self.labels.of(name)
+        label, split = self.labels.of(name) if self.labelled else (UNLABELLED, None)
         frames = []
         for entry in entries:
             try:

@@ -22,7 +22,7 @@ from ..layouts import choose_layout
 from ..store_writer import Record
 from ..tree import Tree
 from ..unpickle import Array, load_plain
-from .job import MOST_FRAMES, Bad, Clip, Format, Job, Options, check_semantics
+from .job import MOST_FRAMES, UNLABELLED, Bad, Clip, Format, Job, Options, check_semantics
 
 _MAX_PERSON = 10  # upstream's default
 
@@ -113,7 +113,8 @@ class Pickled(Job):
     def read(self, piece: Any) -> Iterator[Clip]:
         clip = piece[1]
         try:
-            label, pose, image = class_of(clip, self.found.several), self._pose(clip), image_shape(clip)
+            label = class_of(clip, self.found.several) if self.labelled else UNLABELLED
+            pose, image = self._pose(clip), image_shape(clip)
         except BadClip as reason:
             raise Bad(str(reason)) from None
         yield Clip(self.name(piece), label, pose, image if self.found.imaged else None)

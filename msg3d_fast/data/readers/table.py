@@ -29,7 +29,7 @@ from ...graph import Layout, get_layout
 from ..clips import CHANNELS
 from ..npz import read_arrays
 from ..tree import Entry, Tree
-from .job import MOST_FRAMES, Bad, Clip, Format, Job, Options, Skipped, check_semantics, left_out
+from .job import MOST_FRAMES, UNLABELLED, Bad, Clip, Format, Job, Options, Skipped, check_semantics, left_out
 from .labels import Labels, open_labels
 
 _TEXT = (".csv", ".tsv", ".txt")
@@ -125,9 +125,15 @@ class _Described(Job):
     img_shape: tuple[int, int] | None = None
     columns: list[str] = field(default_factory=list)
 
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        return ("label", "split") if self.labelled else ()
+
     def _clip(self, name: str, pose: np.ndarray, label: Any, split: Any) -> Clip:
         """A clip whose class the file tells, or else folders or the list."""
-        if label is None:
+        if not self.labelled:
+            label = UNLABELLED
+        elif label is None:
             label, told = self.labels.of(name)
             split = told if split is None else split
         if not np.nan_to_num(pose).any():
@@ -142,7 +148,8 @@ class Tables(_Described):
         mark = max(",;\t", key=head.count)
         names = [name.strip() for name in next(csv.reader([head], delimiter=mark), [])]
         place = {name: i for i, name in enumerate(names)}
-        told = {key: self.about[key] for key in ("clip", "frame", "person", "label", "split") if key in self.about}
+        wanted = ("clip", "frame", "person", *self._classes)
+        told = {key: self.about[key] for key in wanted if key in self.about}
         if absent := [str(name) for name in (*told.values(), *self.columns) if str(name) not in place]:
             raise Bad(f"has no column {', '.join(absent[:3])}; found {', '.join(names)[:80]}")
         column = {key: place[str(name)] for key, name in told.items()}
@@ -224,14 +231,14 @@ class Arrays(_Described):
             if axis not in axes:
                 axes, poses = axis + axes, poses[None]
         poses = poses.transpose([axes.index(axis) for axis in "NMTVC"])
-        told = {key: self._told(arrays, key, len(poses)) for key in ("clip", "label", "split", "length")}
+        told = {key: self._told(arrays, key, len(poses)) for key in ("clip", "length", *self._classes)}
         for i, pose in enumerate(poses):
             clip = f"{whole}_{i:05d}" if several else whole
             clip = clip if told["clip"] is None else str(told["clip"][i])
             try:
                 if told["length"] is not None:
                     pose = pose[:, : int(told["length"][i])]
-                label, split = (None if told[key] is None else told[key][i] for key in ("label", "split"))
+                label, split = (None if told.get(key) is None else told[key][i] for key in ("label", "split"))
                 yield self._clip(clip, pose.astype(pose.dtype if pose.dtype.kind == "f" else np.float64), label, split)
             except Bad as reason:
                 yield Skipped(clip, str(reason))
