@@ -253,6 +253,17 @@ def test_bank_conflicts(name: str) -> None:
     assert counted["shared"]["lds"] == {"wavefronts": wavefronts, "least": least}
 
 
+_loop = ["mov.u32 %r3, 0;", "$Again:", "ld.shared.u32 %r5, [%r31];", "ld.shared.u32 %r6, [%r31+512];"]
+_loop += ["add.u32 %r3, %r3, 1;", "setp.lt.u32 %p1, %r3, 3;", "@%p1 bra $Again;"]
+KERNELS.add("rounds", [*SHARED, *_loop], 0)
+
+
+def test_rounds_of_a_loop_are_counted_apart() -> None:
+    """A warp's accesses are gathered by instruction and round: two loads in three rounds are six."""
+    (counted,) = launch("rounds", threads=32, checks=False, count=True)
+    assert counted["shared"]["lds"] == {"wavefronts": 6, "least": 6}
+
+
 _mma = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f0, %f1, %f2, %f3}, {%r0, %r0, %r0, %r0}, {%r0, %r0}, "
 _mma += "{%f0, %f1, %f2, %f3};"
 _clear = [f"mov.f32 %f{i}, 0f00000000;" for i in range(4)]

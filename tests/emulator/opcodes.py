@@ -39,6 +39,14 @@ def _unsigned(kind: str) -> str:
     return "uint32_t" if kind.endswith("16") else CPP["u" + kind[1:]]
 
 
+def _shift_right(kind: str) -> str:
+    """As far as the type is wide or farther: what is left is the sign of a signed type, or nothing."""
+    bits = kind[1:]
+    if kind[0] == "s":
+        return f"{{0}} >> ({{1}} < {bits} ? {{1}} : {int(bits) - 1})"
+    return f"{{1}} < {bits} ? {{0}} >> {{1}} : 0"
+
+
 def _integers() -> None:
     for t in INTEGERS:
         u = _unsigned(t)
@@ -50,7 +58,7 @@ def _integers() -> None:
         _define(f"rem.{t}", t, f"{t} {t}", f"remainder<{CPP[t]}>({{0}}, {{1}})")
         _define(f"min.{t}", t, f"{t} {t}", f"minimum<{CPP[t]}>({{0}}, {{1}})")
         _define(f"max.{t}", t, f"{t} {t}", f"maximum<{CPP[t]}>({{0}}, {{1}})")
-        _define(f"shr.{t}", t, f"{t} u32", f"shift_right<{CPP[t]}>({{0}}, {{1}})")
+        _define(f"shr.{t}", t, f"{t} u32", _shift_right(t))
         if t in WIDER:
             wide, w = WIDER[t], CPP[WIDER[t]]
             _define(f"mul.wide.{t}", wide, f"{t} {t}", f"({w})({{0}}) * ({w})({{1}})")
@@ -67,8 +75,8 @@ def _bits() -> None:
             _define(f"{name}.{t}", t, f"{t} {t}", f"{{0}} {sign} {{1}}")
         _define(f"not.{t}", t, t, "!{0}" if t == "pred" else "~{0}")
     for t in BITS:
-        _define(f"shl.{t}", t, f"{t} u32", f"shift_left<{CPP[t]}>({{0}}, {{1}})")
-        _define(f"shr.{t}", t, f"{t} u32", f"shift_right<{CPP[t]}>({{0}}, {{1}})")
+        _define(f"shl.{t}", t, f"{t} u32", f"{{1}} < {t[1:]} ? {{0}} << {{1}} : 0")
+        _define(f"shr.{t}", t, f"{t} u32", _shift_right(t))
     for t in ("u32", "s32", "u64", "s64"):
         _define(f"bfe.{t}", t, f"{t} u32 u32", f"extract_bits<{CPP[t]}>({{0}}, {{1}}, {{2}})")
     for t in ("b32", "b64"):

@@ -78,6 +78,16 @@ def _declare(entry: Entry, text: str) -> None:
     raise Unsupported(f"PTX declaration {text!r}")
 
 
+def entry_names(text: str) -> list[str]:
+    return re.findall(r"^(?:\.visible\s+|\.weak\s+)*\.entry\s+([\w$]+)", text, re.MULTILINE)
+
+
+def only_entry(text: str, name: str) -> str:
+    """The text without the bodies of all other entries."""
+    bodies = r"^((?:\.visible\s+|\.weak\s+)*\.entry\s+([\w$]+)\s*\([^)]*\).*?^\})"
+    return re.sub(bodies, lambda m: m[1] if m[2] == name else "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def parse(text: str) -> Program:
     files: dict[str, str] = {
         number: PurePath(name).name

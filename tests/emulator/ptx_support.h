@@ -53,17 +53,6 @@ inline uint64_t generic_to_shared(uint64_t address) {
   return address - reinterpret_cast<uint64_t>(shared_base()) + kSharedBase;
 }
 
-template <typename T>
-inline T fetch(const unsigned char* at) {
-  T value;
-  memcpy(&value, at, sizeof(T));
-  return value;
-}
-template <typename T>
-inline void put(unsigned char* at, T value) {
-  memcpy(at, &value, sizeof(T));
-}
-
 inline uint32_t transpose_matrix(uint32_t pair) { return movmatrix_trans(pair); }
 
 // A loop that goes on for ever would hang the tests.
@@ -95,16 +84,6 @@ inline T remainder(T a, T b) {
   if (b == 0) fail("launch", "integer division by zero");
   if (std::is_signed_v<T> && b == static_cast<T>(-1)) return 0;
   return a % b;
-}
-template <typename T>
-inline T shift_left(T a, uint32_t by) {
-  return by >= sizeof(T) * 8 ? T{0} : static_cast<T>(a << by);
-}
-template <typename T>
-inline T shift_right(T a, uint32_t by) {  // of a signed type: fills with the sign
-  constexpr uint32_t kBits = sizeof(T) * 8;
-  if (by >= kBits) return std::is_signed_v<T> && a < 0 ? static_cast<T>(-1) : T{0};
-  return static_cast<T>(a >> by);
 }
 inline uint32_t funnel_shift(bool left, bool clamp, uint32_t low, uint32_t high, uint32_t by) {
   const uint32_t n = clamp ? (by < 32 ? by : 32) : by & 31;

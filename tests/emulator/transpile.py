@@ -3,11 +3,13 @@
 Registers become integers of their width, labels and branches gotos, arithmetic the expressions of opcodes.py; memory,
 collectives and cp.async call the runtime. Every such place has a site (its source line, for messages) and a key that
 all lanes share when they execute it in the same rounds of the loops around it: so accesses of a warp are gathered.
+
+A kernel is one function of thousands of statements: they are casts and operators rather than calls of templates, which
+the host's compiler takes twice as long to read.
 """
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from .opcodes import CPP, operation
 from .ptx import WIDTHS, Entry, Program, Statement, Unsupported, parse
@@ -20,6 +22,8 @@ SPACES = ("shared", "global", "local", "param")
 # What does not change which bytes are moved: how caches are used.
 HINTS = {"nc", "volatile", "weak", "L1::no_allocate", "L1::evict_last", "L2::128B", "L2::256B", "cs", "lu", "cg", "ca"}
 REGISTER = {1: "bool", 8: "uint8_t", 16: "uint16_t", 32: "uint32_t", 64: "uint64_t"}
+# Spread what keys are made of over 64 bits: rounds of loops, and, by a factor of its own, the number of the site.
+OF_ROUNDS, OF_SITES = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
 SHUFFLES = {"up": "kUp", "down": "kDown", "bfly": "kXor", "idx": "kIndex"}
 
 
@@ -30,7 +34,7 @@ class Translator:
         self.program, self.entry, self.lines = program, entry, []
         self.sites: list[str] = [""]
         self.loops = self._find_loops()
-        self.position = 0
+        self.position, self.needs_rounds = 0, False
 
     def _find_loops(self) -> dict[str, tuple[int, int]]:
         """Loops by label: from where to where in the body. A branch backwards makes one."""
@@ -64,21 +68,27 @@ class Translator:
                 if kind != "pred" or width != 1:
                     raise Unsupported(f"{operand} as {kind}")
                 return name
-            return name if cpp == REGISTER[width] else f"as<{cpp}>({name})"
+            if width < WIDTHS[kind]:
+                raise Unsupported(f"{operand} is too narrow for {kind}")
+            if kind[0] != "f":
+                return name if cpp == REGISTER[width] else f"({cpp}){name}"
+            if width != WIDTHS[kind]:
+                raise Unsupported(f"{operand} as {kind}")
+            return f"__builtin_bit_cast({cpp}, {name})"
         if operand.startswith("!%"):
             return f"!{self.value(operand[1:], 'pred')}"
         if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", operand):
-            return f"as<{cpp}>(uint32_t{{0x{operand[2:]}u}})"
+            return f"__builtin_bit_cast({cpp}, 0x{operand[2:]}u)"
         if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", operand):
-            return f"as<{cpp}>(uint64_t{{0x{operand[2:]}ull}})"
+            return f"__builtin_bit_cast({cpp}, (uint64_t)0x{operand[2:]}ull)"
         if re.fullmatch(r"-?(0x[0-9a-fA-F]+U?|\d+U?)", operand):
             number = int(operand.rstrip("U"), 0)
             if kind == "pred":
                 return str(bool(number)).lower()
-            bits = f"0x{number & (2 ** WIDTHS[kind] - 1):x}ull"
+            bits = number & (2 ** WIDTHS[kind] - 1)
             if kind in ("f32", "f64"):
-                return f"as<{cpp}>((uint{WIDTHS[kind]}_t){bits})"
-            return f"({cpp}){bits}"
+                return f"__builtin_bit_cast({cpp}, (uint{WIDTHS[kind]}_t){bits}ull)"
+            return f"{bits}u" if cpp == "uint32_t" else f"({cpp}){bits}ull"
         if operand in self.program.dynamic_shared:
             return f"({cpp})kSharedBase"
         if operand in self.entry.local_bytes:
@@ -101,8 +111,8 @@ class Translator:
             wide = f"int{width}_t" if kind[0] == "s" else register
             return f"{name} = ({register})({wide})({CPP[kind]})({expression});"
         if kind[0] == "f":
-            return f"{name} = as<{register}>(({CPP[kind]})({expression}));"
-        return f"{name} = ({register})({CPP[kind]})({expression});"
+            return f"{name} = __builtin_bit_cast({register}, ({CPP[kind]})({expression}));"
+        return f"{name} = {expression};"
 
     def address(self, operand: str) -> tuple[str, str]:
         """[base+offset]: base and offset."""
@@ -120,11 +130,16 @@ class Translator:
         """Marks the place for the runtime."""
         self.sites.append(statement.place)
         number = len(self.sites) - 1
-        key = f"{number}ull"
+        self.needs_rounds = True
+        return f"site = {number}; site_key = rounds + {number * OF_SITES % 2**64}u;"
+
+    def rounds(self) -> str:
+        """Says in which rounds of the loops around it the run of statements that starts here is executed."""
+        key = "0ull"
         for label, (first, last) in self.loops.items():
             if first <= self.position <= last:
-                key = f"({key} * 0x9e3779b97f4a7c15ull + round{_label(label)})"
-        return f"site = {number}; site_key = {key};"
+                key = f"({key} + round{_label(label)}) * {OF_ROUNDS}u"
+        return f"rounds = {key};"
 
     def translate(self) -> str:
         handlers: dict[str, Callable[[Statement], str]] = {
@@ -142,19 +157,27 @@ class Translator:
             "shfl": self.shuffle,
             "vote": self.vote,
         }
+        known_rounds = False  # whether `rounds` holds since the last label or branch
         for position, item in enumerate(self.entry.body):
-            self.position = position
+            self.position, self.needs_rounds = position, False
             if isinstance(item, str):
                 self.emit(f"{_label(item)}:;")
+                known_rounds = False
                 continue
             try:
                 text = handlers.get(item.opcode[0], self.arithmetic)(item)
             except Unsupported as error:
                 raise Unsupported(f"{item.place}: {item.name} {', '.join(item.operands)}: {error}") from None
+            if self.needs_rounds and not known_rounds:
+                self.emit(self.rounds())
+                known_rounds = True
+            if item.opcode[0] == "bra":
+                known_rounds = False
             self.emit(f"if ({self.value(item.predicate, 'pred')}) {{ {text} }}" if item.predicate else text)
         declared = [f"  {REGISTER[width]} {_register(name)};" for name, width in self.entry.registers.items()]
         declared += [f"  alignas(16) unsigned char {name}[{size}];" for name, size in self.entry.local_bytes.items()]
         declared += [f"  uint32_t round{_label(label)} = 0;" for label in self.loops]
+        declared += ["  uint64_t rounds = 0;"]
         sites = ", ".join(f'"{place}"' for place in self.sites)
         name = self.entry.name
         return "\n".join(
@@ -219,11 +242,11 @@ class Translator:
         base, offset = self.address(operand)
         if space == "param" and base in self.entry.parameters:
             index = self.entry.parameters.index(base)
-            return f"unsigned char* const at = (unsigned char*)arguments[{index}] + {offset};"
+            return f"const char* const at = (const char*)arguments[{index}] + {offset};"
         base = self.value(base, "b32" if base.startswith("%") and self.width(base) == 32 else "b64")
         where = f"(uint64_t)({base}) + (int64_t){offset}"
         if space in ("param", "local"):
-            return f"unsigned char* const at = (unsigned char*)({where});"
+            return f"char* const at = (char*)({where});"
         call = f"at_{space}({where}, {size}, {str(write).lower()})"
         return f"{self.site(statement)} unsigned char* const at = {call};"
 
@@ -234,7 +257,7 @@ class Translator:
         if len(targets) != count:
             raise Unsupported("vector")
         place = self.place_of(statement.operands[1], space, size * count, False, statement)
-        moves = [self.assign(t, kind, f"fetch<{CPP[kind]}>(at + {i * size})") for i, t in enumerate(targets)]
+        moves = [self.assign(t, kind, f"*({CPP[kind]}*)(at + {i * size})") for i, t in enumerate(targets)]
         return f"{{ {place} {' '.join(moves)} }}"
 
     def store(self, statement: Statement) -> str:
@@ -244,7 +267,7 @@ class Translator:
         if len(sources) != count or space == "param":
             raise Unsupported("vector or space")
         place = self.place_of(statement.operands[0], space, size * count, True, statement)
-        moves = [f"put<{CPP[kind]}>(at + {i * size}, {self.value(s, kind)});" for i, s in enumerate(sources)]
+        moves = [f"*({CPP[kind]}*)(at + {i * size}) = {self.value(s, kind)};" for i, s in enumerate(sources)]
         return f"{{ {place} {' '.join(moves)} }}"
 
     def branch(self, statement: Statement) -> str:
@@ -391,14 +414,13 @@ def _vector(operand: str) -> list[str]:
     return [part.strip() for part in operand[1:-1].split(",")]
 
 
-def translate(text: str, support: Path, entries: str = "", symbols: bool = False) -> str:
-    """C++ for the entries whose names the regular expression finds; Unsupported for anything that is not known.
+def translate(text: str, symbols: bool = False) -> str:
+    """C++ for every entry, to be compiled behind ptx_support.h; Unsupported for anything that is not known.
 
     With `symbols` every entry also gets a symbol of its name, for PTX that no kernel of a host compiler stands beside.
     """
     program = parse(text)
-    chosen = [entry for entry in program.entries if re.search(entries, entry.name)]
-    lines = [f'#include "{support}"', "namespace msg3d::simt::emulator::ptx {"]
-    lines += [Translator(program, entry).translate() for entry in chosen]
-    lines += [f'extern "C" void {entry.name}() {{}}' for entry in chosen if symbols]
+    lines = ["namespace msg3d::simt::emulator::ptx {"]
+    lines += [Translator(program, entry).translate() for entry in program.entries]
+    lines += [f'extern "C" void {entry.name}() {{}}' for entry in program.entries if symbols]
     return "\n".join([*lines, "}", ""])
