@@ -65,6 +65,12 @@ def _predict(options: argparse.Namespace) -> None:
     source = _source(options, predictor)
     print(_describe(predictor, network), flush=True)
     with Progress(f"predicting {options.source}", len(source)) as bar:
+
+        def frame(total: int) -> None:
+            bar.total = max(total, bar.done + 1) + len(source)
+            bar.advance()
+
+        source.progress = frame
         found = predictions.predict(
             predictor,
             source,
@@ -137,6 +143,7 @@ def _source(options: argparse.Namespace, predictor: Any) -> Any:
     from .data.poses import PoseSource
     from .data.readers import Options
     from .graph import get_layout
+    from .video import VideoSource, is_video
 
     most = options.max_person or (10 if options.per_person else None)
     given = Options(
@@ -147,6 +154,8 @@ def _source(options: argparse.Namespace, predictor: Any) -> Any:
         img_shape=None if options.img_shape is None else tuple(options.img_shape),
     )
     p = predictor.preprocessing
+    if is_video(options.source):
+        return VideoSource(options.source, predictor.layout, p.channels, max_person=most or 2)
     return PoseSource(options.source, predictor.layout, p.channels, format=options.format, options=given, dtype=p.dtype)
 
 

@@ -43,7 +43,7 @@ def network(**changes: Any) -> m.Recognizer:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
-    torch.nn.init.normal_(model.cls_head.fc.weight)
+    torch.nn.init.normal_(model.cls_head.fc.weight, std=0.01)
     told = preprocessing.Preprocessing(
         channels="xys", label_names=("sit", "stand", "wave"), clip_len=8, num_clips=2, normalize="box"
     )
