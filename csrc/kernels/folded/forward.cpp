@@ -13,7 +13,7 @@ constexpr int64_t kFrames = 8;  // frames of a task, where a task is a run of fr
 // Where one person's tensors lie: offsets into that person's part of the arena, reused from stage to stage.
 struct Layout {
   int64_t x_frames, before;  // the input with zero frames around it
-  int64_t input, current, left, right, hidden;
+  int64_t input, current, left, hidden;
   std::vector<int64_t> windows;
   int64_t person;   // values per person
   int64_t scratch;  // values per worker
@@ -57,7 +57,7 @@ Layout lay_out(const Network<T>& network, int64_t frames) {
     return offset;
   };
   layout.input = place(V * layout.x_frames * network.in);
-  layout.current = place(activation), layout.left = place(activation), layout.right = place(activation);
+  layout.current = place(activation), layout.left = place(activation);
   layout.hidden = place(hidden);
   for (const int64_t size : windows) layout.windows.push_back(place(size));
   layout.scratch = (layout.scratch + kPanel - 1) / kPanel * kPanel;
@@ -96,8 +96,8 @@ class Forward {
       const bool aggregates = &stage == &network_.stages.front();
       const int64_t T_out = stage.first.frames(T_in);
       aggregates ? spatial_of_input(stage) : graph_convolutions(stage, T_in);
-      temporal(stage.first, T_in, layout_.left, layout_.right);
-      temporal(stage.second, T_out, layout_.right, layout_.left);
+      temporal(stage.first, T_in, layout_.left, layout_.current);
+      temporal(stage.second, T_out, layout_.current, layout_.left);
       aggregates ? windows_of_input(stage) : collapse_windows(stage, T_out);
       temporal(stage.third, T_out, layout_.left, layout_.current);
       T_in = T_out;
@@ -214,7 +214,7 @@ class Forward {
                       machine_.product);
     });
     each_person(unit.frames(T_in), kFrames, [&](const Task& task, T*) {
-      temporal_output(unit, V, at(task.person, from), at(task.person, layout_.hidden), task.begin, task.end,
+      temporal_output(unit, V, at(task.person, from), T_in, at(task.person, layout_.hidden), task.begin, task.end,
                       at(task.person, to), machine_.product);
     });
   }

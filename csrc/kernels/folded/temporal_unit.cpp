@@ -12,6 +12,12 @@ bool reads_every_frame(const TemporalUnit<T>& unit, int64_t branch) {
   return branch >= kDilations || (branch + 1) % unit.stride != 0;
 }
 
+// From one branch's h to the next.
+template <typename T>
+int64_t branch_size(const TemporalUnit<T>& unit, int64_t joints, int64_t frames) {
+  return (frames + 2 * unit.padding()) * joints * unit.slot;
+}
+
 // 16 bytes: what every machine has. Compilers do not find the vectors in a maximum that respects NaN.
 template <typename T>
 struct Vector {
@@ -25,15 +31,16 @@ struct Vector {
   }
 };
 
-// y[t] = scale * max(h[t*stride - 1], h[t*stride], h[t*stride + 1]) + shift, to which an identity residual adds x[t].
+// y[t] = scale * max(h[t*stride - 1], h[t*stride], h[t*stride + 1]) + shift, to which an identity residual adds x[t]; h
+// is that of the fifth branch.
 template <typename T>
 void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end, T* y) {
   using V = typename Vector<T>::type;
   constexpr auto load = &Vector<T>::load;
   const auto larger = [](V a, V b) { return (a > b) | (a != a) ? a : b; };  // or the one that is not a number
-  const int64_t hidden = unit.hidden(), first = kDilations * unit.slot, frame = joints * hidden;
+  const int64_t first = kDilations * unit.slot, frame = joints * unit.slot;
   for (int64_t row = begin * joints; row < end * joints; ++row) {
-    const T* now = h + (row / joints * unit.stride + unit.padding()) * frame + row % joints * hidden + first;
+    const T* now = h + (row / joints * unit.stride + unit.padding()) * frame + row % joints * unit.slot;
     const T* add = x + row * unit.in + first;
     T* out = y + row * unit.out + first;
     for (int64_t c = 0; c < unit.slot; c += Vector<T>::kLanes) {
@@ -53,13 +60,16 @@ void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, i
 template <typename T>
 void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, int64_t begin,
                      int64_t end, T* h, ProductFunction<T> product) {
-  const int64_t hidden = unit.hidden(), frame_size = joints * hidden, padding = unit.padding() * frame_size;
-  if (begin == 0) {
-    std::fill(h, h + padding, T(0));
-    std::fill(h + padding + frames * frame_size, h + 2 * padding + frames * frame_size, T(0));
+  const int64_t frame_size = joints * unit.slot, padding = unit.padding() * frame_size;
+  const int64_t branch_h = branch_size(unit, joints, frames);
+  for (int64_t branch = 0; begin == 0 && branch <= kDilations; ++branch) {
+    T* const own = h + branch * branch_h;
+    std::fill(own, own + padding, T(0));
+    std::fill(own + branch_h - padding, own + branch_h, T(0));
   }
-  for (int64_t panel = 0; panel < hidden / kPanel; ++panel) {
-    const bool every = reads_every_frame(unit, panel * kPanel / unit.slot);
+  for (int64_t panel = 0; panel < unit.hidden() / kPanel; ++panel) {
+    const int64_t branch = panel * kPanel / unit.slot, channel = panel * kPanel % unit.slot;
+    const bool every = reads_every_frame(unit, branch);
     const int64_t step = every ? 1 : unit.stride, first = (begin + step - 1) / step * step;
     if (first >= end) continue;
     const int64_t count = (end - first + step - 1) / step;
@@ -72,8 +82,9 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
                              0,
                              kPanel,
                              unit.in};
-    FusedProduct<T> out{&segment,          1,     groups, rows, h + padding + first * frame_size + panel * kPanel,
-                        step * frame_size, hidden};
+    FusedProduct<T> out{
+        &segment,          1,        groups, rows, h + branch * branch_h + padding + first * frame_size + channel,
+        step * frame_size, unit.slot};
     out.bias = unit.hidden_bias + panel * kPanel;
     out.relu = true;
     product(out);
@@ -81,15 +92,17 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
 }
 
 template <typename T>
-void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end,
-                     T* y, ProductFunction<T> product) {
-  const int64_t hidden = unit.hidden(), stride = unit.stride, count = end - begin;
+void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, const T* h, int64_t begin,
+                     int64_t end, T* y, ProductFunction<T> product) {
+  const int64_t stride = unit.stride, branch_h = branch_size(unit, joints, frames);
+  // Frames that follow one another are one long run of rows here too.
+  const int64_t groups = stride == 1 ? 1 : end - begin, rows = stride == 1 ? (end - begin) * joints : joints;
   const T* x_begin = x + begin * stride * joints * unit.in;
   T* y_begin = y + begin * joints * unit.out;
   std::vector<Segment<T>> segments;
   const auto write = [&](int64_t channel, const T* bias, const T* add) {
     FusedProduct<T> out{
-        segments.data(), static_cast<int64_t>(segments.size()), count, joints, y_begin + channel, joints * unit.out,
+        segments.data(), static_cast<int64_t>(segments.size()), groups, rows, y_begin + channel, joints * unit.out,
         unit.out};
     out.bias = bias;
     if (add) out.add = add, out.add_group = joints * unit.out, out.add_row = unit.out;  // in == out wherever x is added
@@ -100,7 +113,7 @@ void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, co
     segments.push_back({x_begin, stride * joints * unit.in, unit.in, weight, 0, kPanel, unit.in});
   };
 
-  pool(unit, joints, x, h, begin, end, y);
+  pool(unit, joints, x, h + kDilations * branch_h, begin, end, y);
   for (int64_t channel = 0; channel < unit.out; channel += kPanel) {
     segments.clear();
     const int64_t branch = std::min(channel / unit.slot, kDilations + 1),
@@ -116,7 +129,7 @@ void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, co
     } else {
       for (int64_t tap = 0; tap < unit.taps; ++tap) {
         const int64_t frame = begin * stride + unit.padding() + (tap - unit.taps / 2) * (branch + 1);
-        segments.push_back({h + frame * joints * hidden + branch * unit.slot, stride * joints * hidden, hidden,
+        segments.push_back({h + branch * branch_h + frame * joints * unit.slot, stride * joints * unit.slot, unit.slot,
                             unit.branch_weight[branch] + (panel * unit.taps + tap) * unit.slot * kPanel, 0, kPanel,
                             unit.slot});
       }
@@ -126,10 +139,10 @@ void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, co
   }
 }
 
-#define MSG3D_INSTANTIATE(T)                                                                                  \
-  template void temporal_hidden<T>(const TemporalUnit<T>&, int64_t, const T*, int64_t, int64_t, int64_t, T*,  \
-                                   ProductFunction<T>);                                                       \
-  template void temporal_output<T>(const TemporalUnit<T>&, int64_t, const T*, const T*, int64_t, int64_t, T*, \
+#define MSG3D_INSTANTIATE(T)                                                                                           \
+  template void temporal_hidden<T>(const TemporalUnit<T>&, int64_t, const T*, int64_t, int64_t, int64_t, T*,           \
+                                   ProductFunction<T>);                                                                \
+  template void temporal_output<T>(const TemporalUnit<T>&, int64_t, const T*, int64_t, const T*, int64_t, int64_t, T*, \
                                    ProductFunction<T>);
 MSG3D_INSTANTIATE(float)
 MSG3D_INSTANTIATE(double)

@@ -1,7 +1,8 @@
 // A folded temporal unit in two steps, a task each: the hidden layer of its first five branches, then all six branches
 // and the residual.
 //
-// h[t] = relu(x[t] W + b) has `padding` frames of zeros on both ends, which serve the max-pool too, since h >= 0.
+// h[t] = relu(x[t] W + b) has `padding` frames of zeros on both ends, which serve the max-pool too, since h >= 0. Each
+// branch has its own h, so that the rows which its products read follow one another in memory.
 #pragma once
 
 #include "network.h"
@@ -11,7 +12,7 @@ namespace msg3d::folded {
 template <typename T>
 using ProductFunction = void (*)(const FusedProduct<T>&);
 
-// Frames [begin, end) of the clip: x (T, V, in) -> h (padding + T + padding, V, 5*slot). The task of frame 0 also
+// Frames [begin, end) of the clip: x (T, V, in) -> h (5, padding + T + padding, V, slot). The task of frame 0 also
 // writes the padding.
 template <typename T>
 void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, int64_t begin,
@@ -19,7 +20,7 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
 
 // Output frames [begin, end): x (T, V, in), h -> y (T_out, V, out).
 template <typename T>
-void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end,
-                     T* y, ProductFunction<T> product);
+void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, const T* h, int64_t begin,
+                     int64_t end, T* y, ProductFunction<T> product);
 
 }  // namespace msg3d::folded

@@ -75,13 +75,40 @@ struct FusedMicrokernel {
     }
   }
 
+  // The first lines of rows that come next: a prefetching unit finds each row's stream only after misses, and rows are
+  // short.
+  template <int kRows>
+  static inline __attribute__((always_inline)) void fetch(const Segment<T>& segment, int64_t group, int64_t row) {
+    const T* a = segment.a + group * segment.a_group + row * segment.a_row;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i, a += segment.a_row) {
+      __builtin_prefetch(a);
+      __builtin_prefetch(a + 64 / sizeof(T));
+    }
+  }
+
   // `tiles` tiles of kRows rows, from `row` on.
   template <int kRows>
   static __attribute__((noinline)) void run(const FusedProduct<T>& p, int64_t group, int64_t row, int64_t tiles) {
     for (const int64_t end = row + tiles * kRows; row < end; row += kRows) {
       Vector sum[kRows][kVectors] = {};
+      {
+        const T* c = p.c + group * p.c_group + row * p.c_row;
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i, c += p.c_row) __builtin_prefetch(c, 1);
+      }
+      if (p.add) {
+        const T* add = p.add + group * p.add_group + row * p.add_row;
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i, add += p.add_row) __builtin_prefetch(add);
+      }
       for (int64_t s = 0; s < p.num_segments; ++s) {
         const Segment<T>& segment = p.segments[s];
+        if (s + 1 < p.num_segments) {
+          fetch<kRows>(p.segments[s + 1], group, row);
+        } else if (row + kRows < end) {
+          fetch<kRows>(p.segments[0], group, row + kRows);
+        }
         const T* a[kRows];
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
