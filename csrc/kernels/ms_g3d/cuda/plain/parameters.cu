@@ -191,7 +191,7 @@ void adjacency_kernel(AdjacencyCall<T> call) {
           }
         }
       }
-      block_barrier();  // G and x of the channels before have been read
+      // The barriers above stand behind the last reads of G and x, too.
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
