@@ -36,7 +36,7 @@ OLDEST_PYTHON, OLDEST_PYTHON_FLAG = "cp310", "-DPy_LIMITED_API=0x030a0000"
 HOST_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG"]
 # Files that use an instruction set which x86-64 does not promise; they are called only where it is there.
 ISA_FLAGS = {"avx2.cpp": ["-mavx2", "-mfma"], "avx512.cpp": ["-mavx512f"]}
-GPU_BINDING = "ms_g3d_cuda.cpp"
+GPU_BINDINGS = ("ms_g3d_cuda.cpp", "mstcn_cuda.cpp")
 NO_NVCC = (
     "MSG3D_CUDA=1 but nvcc was not found (CUDA_HOME, PATH, /usr/local/cuda): install the CUDA toolkit, or pip install"
     " nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl"
@@ -136,7 +136,7 @@ def compile_steps(torch: Path, cxx: list[str], nvcc: Path | None, archs: list[st
     steps = []
     for source in sorted((ROOT / "csrc").rglob("*.c*")):
         target = OBJECTS / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o")
-        if source.name == GPU_BINDING and not nvcc:
+        if source.name in GPU_BINDINGS and not nvcc:
             continue
         if source.suffix == ".cpp" and (x86 or source.name not in ISA_FLAGS):
             flags = ISA_FLAGS.get(source.name, []) if "kernels" in source.parts else torch_flags
@@ -150,7 +150,9 @@ def compile_steps(torch: Path, cxx: list[str], nvcc: Path | None, archs: list[st
 def emulated_steps(torch: Path, cxx: list[str]) -> list[Step]:
     """The kernels of csrc and the emulator of tests, for the host; loads and stores are not watched."""
     sources = [source for source in (ROOT / "csrc" / "kernels").rglob("*.cu") if source.parent.name != "simt"]
-    sources += [ROOT / "csrc" / "torch" / name for name in (GPU_BINDING, "ms_g3d_arguments.cpp")]
+    sources += [
+        ROOT / "csrc" / "torch" / name for name in (*GPU_BINDINGS, "ms_g3d_cuda_plan.cpp", "ms_g3d_arguments.cpp")
+    ]
     emulator = ROOT / "tests" / "emulator"
     sources += [emulator / f"{name}.cpp" for name in ("backend", "scheduler", "collectives", "memory", "counters")]
     flags = [*HOST_FLAGS, "-DMSG3D_EMULATED", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas"]

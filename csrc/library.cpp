@@ -11,7 +11,9 @@
 #include "torch/ms_g3d.h"
 #include "torch/ms_g3d_arguments.h"
 #include "torch/ms_g3d_cuda.h"
+#include "torch/ms_g3d_cuda_plan.h"
 #include "torch/mstcn.h"
+#include "torch/mstcn_cuda.h"
 
 STABLE_TORCH_LIBRARY(msg3d_fast, m) {
   m.def(
@@ -22,7 +24,10 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       " int window_dilation) -> Tensor");
   m.def(
       "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
-      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation) -> bool");
+      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation) -> ()");
+  m.def(
+      "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu)"
+      " -> ()");
   m.def(
       "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation) -> Tensor");
@@ -39,6 +44,11 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       "ms_g3d_plan(str pass_name, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
       " int window_dilation, bool float64) -> str");
   m.def("ms_g3d_set_order(str name) -> bool");
+  m.def(
+      "ms_g3d_cuda_plan(str dtype, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
+      " int window_dilation, int out_channels, int arch, int multiprocessors, int shared_bytes) -> str");
+  m.def("ms_g3d_set_cuda_plan(str name) -> ()");
+  m.def("device_limits(int index) -> str");
   m.def(
       "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent)"
       " -> (Tensor features, Tensor present)");
@@ -92,6 +102,7 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CUDA, m) {
   m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
   m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
   m.impl("ms_g3d_collapse", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_collapse));
+  m.impl("mstcn_folded", TORCH_BOX(&msg3d::binding::gpu::mstcn_folded));
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_parameters));
 }
@@ -100,6 +111,11 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CUDA, m) {
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CompositeExplicitAutograd, m) {
   m.impl("ms_g3d_plan", TORCH_BOX(&msg3d::binding::ms_g3d_plan));
   m.impl("ms_g3d_set_order", TORCH_BOX(&msg3d::binding::ms_g3d_set_order));
+  m.impl("ms_g3d_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_cuda_plan));
+  m.impl("ms_g3d_set_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_set_cuda_plan));
+#ifdef MSG3D_WITH_CUDA
+  m.impl("device_limits", TORCH_BOX(&msg3d::binding::gpu::device_limits_of));
+#endif
   m.impl("format_conversions", TORCH_BOX(&msg3d::binding::format_conversions));
   m.impl("info", TORCH_BOX(&msg3d::binding::info));
   m.impl("set_isa", TORCH_BOX(static_cast<bool (*)(std::string)>(&msg3d::binding::set_isa)));

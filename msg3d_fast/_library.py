@@ -2,12 +2,16 @@
 
 MSG3D_ISA     avx512, avx2, portable: the instruction set of the CPU kernels (default: the fastest that the machine has)
 MSG3D_ORDER   project_first, aggregate_first: the order of evaluation of ms_g3d (default: the one with fewer operations)
+MSG3D_CUDA_PLAN   plain, or a part of a tile's name as `msg3d-fast doctor --plan` prints it: the kernel of ms_g3d on
+              a GPU, where a layer has such a tile (default: the one that is modelled fastest)
 """
 
 import json
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +54,14 @@ def set_order(name: str) -> None:
         raise UserError(f"order of evaluation is {name!r}; expected one of {', '.join(ORDERS)}")
 
 
+def set_cuda_plan(name: str) -> None:
+    """Choose the kernels of ms_g3d on a GPU: `auto`, `plain`, or a part of the name of a tile.
+
+    A layer without a tile of that name that fits is planned as usual; `cuda_plan` says where the choice was `forced`.
+    """
+    torch.ops.msg3d_fast.ms_g3d_set_cuda_plan(name)
+
+
 def _load() -> str | None:
     """Load the library and apply the environment; the reason if that is not possible."""
     try:
@@ -65,6 +77,7 @@ def _load() -> str | None:
     try:
         set_isa(os.environ.get("MSG3D_ISA") or "auto")
         set_order(os.environ.get("MSG3D_ORDER") or "auto")
+        set_cuda_plan(os.environ.get("MSG3D_CUDA_PLAN") or "auto")
     except UserError as error:
         return f"MSG3D_ISA or MSG3D_ORDER in the environment is wrong: {error}"
     return None
@@ -98,8 +111,11 @@ def require_emulated() -> None:
     Raises:
         LibraryUnavailable: it was not built, or does not load; one line says how to build it.
     """
+    if f"{__package__}._emulated" in sys.modules:
+        return
     try:
         import_module(f"{__package__}._emulated")
+        torch.ops.msg3d_fast_emulated.ms_g3d_set_cuda_plan(os.environ.get("MSG3D_CUDA_PLAN") or "auto")
     except ImportError as error:
         if not Path(__file__).with_name("_emulated.abi3.so").exists():
             raise LibraryUnavailable(_NOT_EMULATED) from None
@@ -176,3 +192,68 @@ def plan(
     require()
     sizes = (*x_shape, num_scales, out_channels, window_size, window_stride, window_dilation)
     return json.loads(torch.ops.msg3d_fast.ms_g3d_plan(direction, *sizes, float64))
+
+
+def _of(backend: str) -> Any:
+    """The namespace of the registered operators of `native` or `emulated`."""
+    if backend == "emulated":
+        require_emulated()
+        return torch.ops.msg3d_fast_emulated
+    require()
+    return torch.ops.msg3d_fast
+
+
+def device_limits(index: int = 0, backend: str = "native") -> dict[str, int]:
+    """Return what plans must know of a CUDA device, or of the one that the emulator stands for.
+
+    Returns:
+        `arch` (compute capability times ten), `multiprocessors`, `shared_bytes` that one block may have.
+
+    Raises:
+        LibraryUnavailable: without CUDA code.
+        RuntimeError: CUDA has no such device.
+    """
+    if backend == "native":
+        require_cuda()
+    return json.loads(_of(backend).device_limits(index))
+
+
+def cuda_plan(
+    x_shape: tuple[int, int, int, int],
+    num_scales: int,
+    out_channels: int,
+    window_size: int = 1,
+    window_stride: int = 1,
+    window_dilation: int = 1,
+    *,
+    dtype: torch.dtype,
+    limits: dict[str, int],
+    collapse: int = 0,
+    backend: str = "native",
+) -> dict[str, Any]:
+    """Return how ms_g3d would run on a CUDA device, which need not be there.
+
+    Args:
+        x_shape: (N, C, T, V).
+        num_scales: K.
+        out_channels: O.
+        window_size: tau.
+        window_stride: s.
+        window_dilation: d.
+        dtype: of x.
+        limits: the device's, as of `device_limits`.
+        collapse: output channels of the convolution that folds a window behind it, as in a fused network; 0: none.
+        backend: whose plan code, "native" or "emulated"; it is the same, each with what was forced on it.
+
+    Returns:
+        `kernel` ("plain" by multiply-adds, else on tensor cores), `tile` or why it was `refused`, `forced`; `blocks`,
+        `warps` of a block, `waves`, `shared_bytes`, `workspace_bytes`, `modelled_clocks` (not measured); `rejected`, a
+        list of {tile, why}; `backward`: why tensor cores are refused (`input_refused`, `parameters_refused`), or "".
+
+    Raises:
+        LibraryUnavailable: without the library.
+        RuntimeError: the sizes describe no problem, or the limits no device.
+    """
+    sizes = (*x_shape, num_scales, out_channels, window_size, window_stride, window_dilation, collapse)
+    device = limits["arch"], limits["multiprocessors"], limits["shared_bytes"]
+    return json.loads(_of(backend).ms_g3d_cuda_plan(str(dtype).removeprefix("torch."), *sizes, *device))

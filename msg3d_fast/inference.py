@@ -1,8 +1,8 @@
-"""The folded network: what `fuse(model)` makes of a trained recogniser for the CPU.
+"""The folded network: what `fuse(model)` makes of a trained recogniser.
 
-In eval mode batch normalisation is a fixed affine map, so each is multiplied into the convolution before it, in
-float64; only the one behind a max-pool stays: it does not commute with the maximum. A + PA is a constant. What is left
-are matrix products with a bias and a ReLU, which `csrc/kernels/folded` runs on weights packed once.
+Every batch normalisation becomes a part of its neighbours and A + PA a constant (folding.py). What is left are matrix
+products with a bias and a ReLU. On a GPU they run layer by layer (folded.py); on the CPU `csrc/kernels/folded` runs
+them on weights packed once.
 
 The packing is a list of sizes and one flat array, written here in the order in which `csrc/kernels/folded/network.h`
 reads them. Weight matrices become panels of 16 output channels. Channel counts are rounded up: each branch of MSTCN
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import _library
+from . import _library, absent, folding
 from .errors import UserError
+from .folded import FoldedNetwork
+from .folding import DILATIONS
 from .graph import Layout
-from .model import Recognizer, check_clips
+from .model import Recognizer, check_clips, take
 from .modules import MSTCN, STMSGCN, MWMSG3DBlock
 
+GPU_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PANEL = 16  # kPanel in csrc/kernels/gemm/fused_product.h
-DILATIONS = (1, 2, 3, 4)
 
 
 def _round_up(value: int, multiple: int = PANEL) -> int:
@@ -46,18 +48,6 @@ def _spread(tensor: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     return tensor.new_zeros(shape).index_copy_(dim, places, tensor)
 
 
-def _fold(conv: nn.Module, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (O, ...) and bias (O,) of bn(conv(x)) in eval mode."""
-    scale, shift = _affine(bn)
-    weight = conv.weight.detach().double()
-    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), conv.bias.detach().double() * scale + shift
-
-
-def _affine(bn: nn.Module) -> tuple[Tensor, Tensor]:
-    scale = bn.weight.detach().double() * (bn.running_var.double() + bn.eps).rsqrt()
-    return scale, bn.bias.detach().double() - bn.running_mean.double() * scale
-
-
 class _Packer:
     """Collects sizes and arrays in the order in which the kernels read them."""
 
@@ -78,14 +68,14 @@ class _Packer:
     ) -> None:
         K, tau = module.num_scales, module.window_size
         self.sizes += [K, tau, module.window_dilation]
-        A = module.A.double() + module.PA.detach().double()  # (K, source, destination)
+        A = folding.adjacency(module)  # (K, source, destination)
         nodes = A.shape[1]
         if aggregate_first:
             self.array(A.transpose(1, 2))  # ((k,w,v), (w',u))
         else:
             self.array(A.reshape(K, tau, nodes // tau, nodes).permute(3, 1, 0, 2))  # ((w,v), (w',k,u))
         conv, bn, _ = module.mlp.layers
-        weight, bias = _fold(conv, bn)
+        weight, bias = folding.fold(conv, bn)
         weight = _spread(weight.view(-1, K, module.in_channels), 2, *source).flatten(1)  # (O, (k,c))
         self.panels(_spread(weight, 0, *target).t())
         self.array(_spread(bias, 0, *target))
@@ -95,36 +85,33 @@ class _Packer:
             self.array(torch.stack([outer + B[2] / 2, B[1] + B[3], outer - B[2] / 2], 1))
 
     def temporal_unit(self, module: MSTCN, source: tuple[Tensor, int], target: tuple[Tensor, int]) -> None:
+        folding.check_temporal_unit(module)
         *dilated, pooled, linear = module.branches
-        if [branch[3].conv.dilation[0] for branch in dilated] != list(DILATIONS) or module.residual is None:
-            raise UserError(
-                f"an MSTCN without residual or with other dilations than {DILATIONS}; fuse takes the network's own"
-            )
         width, taps = dilated[0][0].out_channels, dilated[0][3].conv.kernel_size[0]
         slot, channels = _round_up(width), torch.arange(width)
         hidden = (len(DILATIONS) + 1) * slot
         convolves = not isinstance(module.residual, nn.Identity)
         self.sizes += [slot, target[1] - hidden, taps, int(convolves), int(not isinstance(module.act, nn.Identity))]
 
-        entries = [_fold(branch[0], branch[1]) for branch in [*dilated, pooled]]
+        entries = [folding.fold(branch[0], branch[1]) for branch in [*dilated, pooled]]
         self.panels(torch.cat([_spread(self._matrix(w, source), 1, channels, slot) for w, _ in entries], 1))
         self.array(torch.cat([_spread(b, 0, channels, slot) for _, b in entries]))
         if convolves:
-            weight, bias = _fold(module.residual.conv, module.residual.bn)
+            weight, bias = folding.fold(module.residual.conv, module.residual.bn)
             residual, residual_bias = _spread(self._matrix(weight, source), 1, *target), _spread(bias, 0, *target)
         else:
             residual, residual_bias = torch.eye(target[1], dtype=torch.float64), torch.zeros(target[1]).double()
         bias_of = residual_bias.split(slot)
         for branch, bias in zip(dilated, bias_of, strict=False):
-            w, b = _fold(branch[3].conv, branch[3].bn)  # (b, b, taps, 1)
+            w, b = folding.fold(branch[3].conv, branch[3].bn)  # (b, b, taps, 1)
             w = _spread(_spread(w.squeeze(3), 0, channels, slot), 1, channels, slot)
             self.panels(w.permute(2, 1, 0).flatten(0, 1))
             self.array(_spread(b, 0, channels, slot) + bias)
-        scale, shift = _affine(pooled[4])
+        scale, shift = folding.affine(pooled[4])
         self.array(_spread(scale, 0, channels, slot))
         self.array(_spread(shift, 0, channels, slot) + bias_of[len(DILATIONS)])
         # The last branch has no ReLU of its own: the residual is one more summand of its weights.
-        w, b = _fold(linear[0], linear[1])
+        w, b = folding.fold(linear[0], linear[1])
         last = (torch.arange(len(b)), target[1] - hidden)
         self.panels(_spread(self._matrix(w, source), 1, *last) + residual[:, hidden:])
         self.array(_spread(b, 0, *last) + residual_bias[hidden:])
@@ -137,13 +124,12 @@ class _Packer:
         self.sizes.append(len(module.gcn3d))
         bias = torch.zeros(target[1], dtype=torch.float64)
         for block in module.gcn3d:
-            if block.in1x1 is not None:
-                raise UserError("a G3D block with embed_factor other than 1; fuse takes the network's own")
+            folding.check_windows(block)
             conv = block.gcn3d[1]
             embedded = (torch.arange(conv.out_channels), _round_up(conv.out_channels))
             self.sizes.append(embedded[1])
             self.graph_convolution(conv, source, embedded, first)
-            w, b = _fold(block.out_conv, block.out_bn)  # (O, E, 1, tau, 1)
+            w, b = folding.fold(block.out_conv, block.out_bn)  # (O, E, 1, tau, 1)
             w = _spread(_spread(w.flatten(2), 0, *target), 1, *embedded)
             self.panels(w.permute(2, 1, 0).flatten(0, 1))
             bias += _spread(b, 0, *target)
@@ -152,7 +138,7 @@ class _Packer:
     @staticmethod
     def _matrix(weight: Tensor, source: tuple[Tensor, int]) -> Tensor:
         """The weight (O, C, 1, 1) of a 1x1 convolution as (places of C, O)."""
-        return _spread(weight.flatten(1), 1, *source).t()
+        return _spread(folding.matrix(weight), 0, *source)
 
 
 def _pack(model: Recognizer) -> tuple[Tensor, Tensor, tuple[Tensor, int]]:
@@ -161,9 +147,9 @@ def _pack(model: Recognizer) -> tuple[Tensor, Tensor, tuple[Tensor, int]]:
     M, V, C = net.num_person, net.layout.num_joints, net.in_channels
     source = (torch.arange(C), _round_up(C, 4))
     packer.sizes += [M, V, C]
-    for values in _affine(net.data_bn):
+    for values in folding.affine(net.data_bn):
         packer.array(_spread(values.view(M, V, C), 2, *source))
-    stages = ((net.sgcn1, net.gcn3d1, net.tcn1), (net.sgcn2, net.gcn3d2, net.tcn2), (net.sgcn3, net.gcn3d3, net.tcn3))
+    stages = folding.stages(net)
     packer.sizes.append(len(stages))
     for i, (sgcn, gcn3d, tcn) in enumerate(stages):
         spatial, first, second = sgcn
@@ -191,7 +177,8 @@ class _Watch:
         self._owners, self._names = [d for d, _ in slots], [name for _, name in slots]
         self._tensors = [d[name] for d, name in slots]
         self._counted = [t for t in self._tensors if not t.is_inference()]
-        bits = [t.detach().reshape(-1).view(torch.int32) for t in self._tensors if t.is_contiguous() and t.numel()]
+        seen = [t.detach() for t in self._tensors if t.is_cpu and t.is_contiguous() and t.numel()]
+        bits = [t.reshape(-1).view(torch.int16 if t.itemsize == 2 else torch.int32) for t in seen]
         self._samples = [memoryview(t[len(t) // 2 :].numpy()) for t in bits]
         self._state = self._read()
 
@@ -205,37 +192,23 @@ class _Watch:
 
 
 class FusedRecognizer(nn.Module):
-    """A recogniser folded for inference on the CPU; `fuse` makes it.
-
-    Clips (N, M, T, V, C) of the model's dtype -> logits (N, num_classes). Deterministic bit for bit for any number of
-    threads; several Python threads may call it at once. Working memory, about 6 MB for each of at most
-    max(4, threads / 2) persons of 100 frames of the coco network, is kept between calls and shared by all of them.
+    """A recogniser folded for inference; `fuse` makes it. Clips (N, M, T, V, C) -> logits (N, num_classes).
 
     Args:
         model: the recogniser, in eval mode.
         skip_absent: do not compute persons that are zero in every frame; see `fuse`.
     """
 
-    sizes: Tensor
-    weights: Tensor
     fc_weight: Tensor
     fc_bias: Tensor
-    places: Tensor
 
-    def __init__(self, model: Recognizer, skip_absent: bool = True) -> None:
+    def __init__(self, model: Recognizer, skip_absent: bool) -> None:
         super().__init__()
-        sizes, weights, places = _pack(model)
-        fc = model.cls_head.fc
         self.hparams: dict[str, Any] = dict(model.hparams)
         self.layout: Layout = model.layout
+        self.dtype: torch.dtype = model.cls_head.fc.weight.dtype
         self.skip_absent = skip_absent
-        self.register_buffer("sizes", sizes)
-        self.register_buffer("weights", weights.to(fc.weight.dtype))
-        self.register_buffer("fc_weight", _spread(fc.weight.detach().double(), 1, *places))
-        self.register_buffer("fc_bias", fc.bias.detach().double())
-        self.register_buffer("places", places[0])
         self._watch: _Watch | None = _Watch(model)
-        self._absent: dict[int, Tensor] = {}  # by T: features (M, features) of persons that are not there
         super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -243,19 +216,67 @@ class FusedRecognizer(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
-        return self._pooled(x)[:, self.places].to(x.dtype)
+        return self._pooled(x).to(x.dtype)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        """Mean of the last stage over persons, frames and joints, float64 (N, places of its channels)."""
+        """Mean of the last stage over persons, frames and joints, as `fc_weight` takes it."""
+        raise NotImplementedError
+
+    def _check(self, x: Tensor) -> None:
         h = self.hparams
-        check_clips(x, self.layout, h["num_person"], h["in_channels"], self.weights.dtype)
+        check_clips(x, self.layout, h["num_person"], h["in_channels"], self.dtype)
         if x.requires_grad and torch.is_grad_enabled():
             raise UserError(
                 "the input requires a gradient, a fused model computes none; use the model that it was made from"
             )
-        traced = torch.compiler.is_compiling()  # a graph holds no decisions on values: it computes every person
-        if not traced and self._watch is not None and self._watch.changed():
+        if x.device != self.fc_bias.device:
+            raise UserError(f"input is on {x.device}, this model on {self.fc_bias.device}; move one with .to(device)")
+        if not torch.compiler.is_compiling() and self._watch is not None and self._watch.changed():
             raise UserError("the model's weights changed since it was fused; call fuse(model) again")
+
+    def train(self, mode: bool = True) -> "FusedRecognizer":
+        if mode:
+            raise UserError(
+                "a fused model has no training mode; train the model that it was made from and fuse it again"
+            )
+        return super().train(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy stands alone: there is no model beside it whose weights could change.
+        return {**self.__dict__, "_watch": None}
+
+
+class PackedRecognizer(FusedRecognizer):
+    """A fused recogniser on the CPU.
+
+    Deterministic bit for bit for any number of threads; several Python threads may call it at once. Working memory,
+    about 6 MB for each of at most max(4, threads / 2) persons of 100 frames of the coco network, is kept between calls
+    and shared by all of them.
+    """
+
+    sizes: Tensor
+    weights: Tensor
+    places: Tensor
+
+    def __init__(self, model: Recognizer, skip_absent: bool) -> None:
+        super().__init__(model, skip_absent)
+        sizes, weights, places = _pack(model)
+        fc = model.cls_head.fc
+        self.register_buffer("sizes", sizes)
+        self.register_buffer("weights", weights.to(self.dtype))
+        self.register_buffer("fc_weight", _spread(fc.weight.detach().double(), 1, *places))
+        self.register_buffer("fc_bias", fc.bias.detach().double())
+        self.register_buffer("places", places[0])
+        self._absent: dict[int, Tensor] = {}  # by T: features (M, features) of persons that are not there
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
+        return self._pooled(x)[:, self.places].to(x.dtype)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Float64 (N, places of the last stage's channels)."""
+        self._check(x)
+        traced = torch.compiler.is_compiling()  # a graph holds no decisions on values: it computes every person
         N, M, T = x.shape[:3]
         features, present = torch.ops.msg3d_fast.folded_features(
             x.detach(), self.sizes, self.weights, self.fc_weight.shape[1], self.skip_absent and not traced
@@ -274,34 +295,58 @@ class FusedRecognizer(nn.Module):
             )
         return self._absent[T]
 
-    def train(self, mode: bool = True) -> "FusedRecognizer":
-        if mode:
-            raise UserError(
-                "a fused model has no training mode; train the model that it was made from and fuse it again"
-            )
-        return super().train(False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy stands alone: there is no model beside it whose weights could change.
-        return {**self.__dict__, "_watch": None}
+class LayeredRecognizer(FusedRecognizer):
+    """A fused recogniser on a GPU, or on its emulator: at most 60 launches a forward pass.
+
+    Nothing waits for the device unless `skip_absent` does, so that CUDA graphs can capture a call. Autocast changes
+    nothing: it computes in the model's type and sums in float32.
+    """
+
+    def __init__(self, model: Recognizer, skip_absent: bool, backend: str) -> None:
+        super().__init__(model, skip_absent)
+        self.network = FoldedNetwork(model.backbone, self.dtype, backend)
+        self.register_buffer("fc_weight", model.cls_head.fc.weight.detach().clone())
+        self.register_buffer("fc_bias", model.cls_head.fc.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.fc_bias.device.type, enabled=False):
+            return super().forward(x)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        self._check(x)
+        N, M = x.shape[:2]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # also when features() asks
+            merged = absent.merge(x) if self._may_merge(x) else None
+            if merged:
+                y = self.network.stages(take(self.network.normalized(x), merged.rows))
+                return y.mean((2, 3)).index_select(0, merged.row_of).unflatten(0, (N, M)).mean(1)
+            return self.network(x).unflatten(0, (N, M)).mean((1, 3, 4))
+
+    def _may_merge(self, x: Tensor) -> bool:
+        if not self.skip_absent or torch.compiler.is_compiling():
+            return False
+        return not (x.is_cuda and torch.cuda.is_current_stream_capturing())  # a graph holds no decisions on values
 
 
 def fuse(model: Recognizer, skip_absent: bool | None = None) -> FusedRecognizer:
-    """Fold a trained recogniser for inference on the CPU: the same call, the same logits, several times faster.
+    """Fold a trained recogniser for inference: the same call, the same logits, several times faster on the CPU.
 
     Every batch normalisation but those behind max-pools is multiplied into its convolution in float64, A + PA is added
-    up, and the weights are packed once. logits = fuse(model)(x) equals model.eval()(x) within float rounding; for a
-    float64 model within 1e-10.
+    up, and on the CPU the weights are packed once. logits = fuse(model)(x) equals model.eval()(x) within rounding; for
+    a float64 model within 1e-10.
 
     Args:
-        model: in eval mode, on the CPU, float32 or float64.
+        model: in eval mode, float32 or float64, on a CUDA device (or with backend "emulated") also float16 or bfloat16.
         skip_absent: a person slot that is zero in every frame, joint and channel of a clip has the same features in
-            every such clip: they are computed once for each number of frames and reused, with the same result. A slot
-            that is zero in some frames only is a person. None: as the model does.
+            every such clip: they are computed once and reused, with the same result. A slot that is zero in some frames
+            only is a person. To know who is there a GPU's host must wait for the device, once a call. None: on the CPU
+            as the model does; on a GPU no.
 
     Returns:
-        FusedRecognizer: a module without parameters or training mode. It holds on to the model's weights, and refuses
-        to run once they have changed.
+        FusedRecognizer: a module without parameters or training mode, for the device that the model is on. It holds on
+        to the model's weights, and refuses to run once they have changed; on a GPU it does not notice what is written
+        through `.data`.
 
     Raises:
         UserError: a model in training mode, on another device, of another float type, or that is no Recognizer.
@@ -313,14 +358,24 @@ def fuse(model: Recognizer, skip_absent: bool | None = None) -> FusedRecognizer:
         raise UserError(
             "the model is in training mode, whose batch statistics cannot be folded; call model.eval() first"
         )
-    kinds = {(p.device.type, p.dtype) for p in model.parameters()}
-    if not kinds <= {("cpu", torch.float32)} and not kinds <= {("cpu", torch.float64)}:
+    kinds = {(p.device, p.dtype) for p in model.parameters()}
+    device, dtype = next(iter(kinds))
+    on_gpu = device.type == "cuda" or (device.type == "cpu" and model.backend == "emulated")
+    expected, fix = ("float32 or float64 on cpu", "model.float().cpu()")
+    if on_gpu:
+        expected, fix = "one float type on one device", f"model.float().to({str(device)!r})"
+    if len(kinds) != 1 or dtype not in (GPU_TYPES if on_gpu else GPU_TYPES[:2]) or device.type not in ("cpu", "cuda"):
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-        raise UserError(
-            f"the model's parameters are {found}; fuse needs float32 or float64 on cpu: use model.float().cpu()"
-        )
+        raise UserError(f"the model's parameters are {found}; fuse needs {expected}: use {fix}")
+    if not on_gpu:
+        with torch.no_grad():
+            return PackedRecognizer(model, model.backbone.skip_absent if skip_absent is None else skip_absent)
+    if device.type == "cuda" and model.backend == "emulated":
+        raise UserError(f"the model is on {device}; backend 'emulated' runs on the CPU: set model.backend = 'native'")
+    if device.type == "cuda":
+        _library.require_cuda()
     with torch.no_grad():
-        return FusedRecognizer(model, model.backbone.skip_absent if skip_absent is None else skip_absent)
+        return LayeredRecognizer(model, bool(skip_absent), "native" if device.type == "cuda" else "emulated")
 
 
 if _library.available():

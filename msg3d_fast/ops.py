@@ -126,8 +126,9 @@ def operators(backend: str) -> Any:
         LibraryUnavailable: the library that registers them is not there.
     """
     if backend == "emulated":
-        _library.require_emulated()
-        _register("msg3d_fast_emulated")
+        if not torch.compiler.is_compiling():  # who traces has called it before
+            _library.require_emulated()
+            _register("msg3d_fast_emulated")
         return torch.ops.msg3d_fast_emulated
     _library.require()
     return torch.ops.msg3d_fast
@@ -236,6 +237,10 @@ def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window: in
     return _channels_last_like(x, (x.shape[0], weight.shape[0], T_out, nodes))
 
 
+def _fake_in_place(*_: Any) -> None:
+    """Of what writes into a tensor that it is given."""
+
+
 def _fake_backward_input(gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window: int) -> Tensor:
     _check(x, A, weight, None, *window)
     return _channels_last_like(x, x.shape)
@@ -273,6 +278,8 @@ def _register(namespace: str) -> None:
 
     torch.library.register_fake(f"{namespace}::ms_g3d", _fake)
     torch.library.register_fake(f"{namespace}::ms_g3d_relu", _fake)
+    torch.library.register_fake(f"{namespace}::ms_g3d_collapse", _fake_in_place)
+    torch.library.register_fake(f"{namespace}::mstcn_folded", _fake_in_place)
     torch.library.register_fake(f"{namespace}::ms_g3d_backward_input", _fake_backward_input)
     torch.library.register_fake(f"{namespace}::ms_g3d_backward_parameters", _fake_backward_parameters)
     torch.library.register_autograd(f"{namespace}::ms_g3d", backward, setup_context=_save_inputs)

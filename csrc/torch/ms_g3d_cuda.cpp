@@ -1,15 +1,13 @@
 #include "ms_g3d_cuda.h"
 
-#include <torch/csrc/stable/accelerator.h>
-
 #include <algorithm>
-#include <mutex>
 
 #include "../kernels/ms_g3d/cuda/backward/backward.h"
 #include "../kernels/ms_g3d/cuda/ms_g3d.h"
 #include "../kernels/ms_g3d/cuda/plain/plain.h"
-#include "../kernels/simt/device.h"
+#include "gpu_call.h"
 #include "ms_g3d_arguments.h"
+#include "ms_g3d_cuda_plan.h"
 
 namespace msg3d::binding::gpu {
 namespace {
@@ -18,34 +16,6 @@ using ms_g3d::Problem;
 using ms_g3d::cuda::Type;
 
 constexpr int64_t kAlignment = 256;  // of the workspace, bytes
-
-// While it lives, x's device is the current one.
-#ifdef MSG3D_EMULATED
-class OnDevice {  // the emulator runs one kernel at a time
- public:
-  explicit OnDevice(const Tensor&) : lock_(only_one()) {}
-  int index() const { return 0; }
-  void* stream() const { return nullptr; }
-
- private:
-  static std::mutex& only_one() {
-    static std::mutex mutex;
-    return mutex;
-  }
-  std::lock_guard<std::mutex> lock_;
-};
-#else
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& x) : index_(x.get_device_index()), guard_(index_) {}
-  int index() const { return index_; }
-  void* stream() const { return torch::stable::accelerator::getCurrentStream(index_).nativeHandle(); }
-
- private:
-  int index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-};
-#endif
 
 Type type_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -60,15 +30,10 @@ Type type_of(const Tensor& x) {
   }
 }
 
-// No launch may fail unseen, and the message says where.
-void launched(int status, const char* what) {
-  check(status == 0, what, " was not launched: CUDA error ", status, " (", cuda_error_text(status),
-        "); msg3d-fast doctor says what this build holds for which device");
-}
+void launched(int status, const char* what) { gpu::launched(status, "ms_g3d", what); }
 
 ms_g3d::cuda::Device limits_of(const OnDevice& device) {
-  DeviceLimits limits;
-  launched(device_limits(device.index(), limits), "a query of the device");
+  const DeviceLimits limits = gpu::limits_of(device, "ms_g3d");
   return {limits.arch, limits.multiprocessors, limits.shared_bytes};
 }
 
@@ -81,11 +46,6 @@ Problem checked(const Tensor& x, const Tensor& A, const Tensor& weight, const st
   return p;
 }
 
-// Kernels read 16 bytes at once, which a view into the middle of a tensor may not allow.
-Tensor aligned(const Tensor& tensor) {
-  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  return address % 16 == 0 ? tensor : torch::stable::clone(tensor);
-}
 Tensor activation(const Tensor& tensor) { return aligned(counted_channels_last(tensor)); }
 
 // Scratch memory from torch's caching allocator: later work of this stream gets it again in order.
@@ -133,7 +93,7 @@ Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std
   const Tensor dense_x = activation(x);
   const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
-  const ms_g3d::cuda::ForwardPlan plan = ms_g3d::cuda::plan_forward(p, type, limits_of(device));
+  const auto plan = planned_forward(p, type, limits_of(device), 0);
   if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
     const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
     launched(ms_g3d::plain::forward(p, type, in, relu, y.mutable_data_ptr(), device.stream()), "the forward pass");
@@ -148,6 +108,15 @@ Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std
 
 }  // namespace
 
+std::string device_limits_of(int64_t index) {
+  DeviceLimits limits;
+  gpu::launched(device_limits(static_cast<int>(index), limits), "device_limits", "a query of the device");
+  std::ostringstream json;
+  json << "{\"arch\": " << limits.arch << ", \"multiprocessors\": " << limits.multiprocessors
+       << ", \"shared_bytes\": " << limits.shared_bytes << "}";
+  return json.str();
+}
+
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
               int64_t window_size, int64_t window_stride, int64_t window_dilation) {
   return forward(x, A, weight, bias, window_size, window_stride, window_dilation, false);
@@ -158,7 +127,7 @@ Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const
   return forward(x, A, weight, bias, window_size, window_stride, window_dilation, true);
 }
 
-bool ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
                      bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation) {
   const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
@@ -173,9 +142,10 @@ bool ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, con
         "fold, its bias and out must have the type of x");
   const OnDevice device(x);
   const Type type = type_of(x);
-  const auto plan = ms_g3d::cuda::plan_forward(p, type, limits_of(device), fold.size(0));
-  if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) return false;
-  if (p.N == 0) return true;
+  const auto plan = planned_forward(p, type, limits_of(device), fold.size(0));
+  check(plan.kernel != ms_g3d::cuda::Kernel::kPlain, "no kernel does the collapse too: ", plan.refused,
+        "; ms_g3d_relu and a convolution do");
+  if (p.N == 0) return;
   const Tensor dense_x = activation(x);
   const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   const auto in = pointers(dense_x, A, weight, dense_bias ? dense_bias->const_data_ptr() : nullptr);
@@ -187,7 +157,6 @@ bool ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, con
   launched(ms_g3d::cuda::forward(p, type, plan, in, relu, out.mutable_data_ptr(), workspace.get(), device.stream(),
                                  &collapse),
            "the forward pass with the collapse");
-  return true;
 }
 
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
@@ -199,7 +168,7 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
   if (p.N == 0) return grad_x;
   const Tensor dense_gy = activation(gy);
   const Type type = type_of(x);
-  const auto plan = ms_g3d::cuda::plan_backward(p, type, limits_of(device));
+  const auto plan = planned_backward(p, type, limits_of(device));
   int status;
   if (plan.input_refused.empty()) {
     const Workspace workspace(x, plan.input_workspace_bytes);
@@ -228,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
   const auto data = [](bool needed, const Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
   const Tensor dense_x = activation(x), dense_gy = activation(gy);
   const Type type = type_of(x);
-  const auto tensor_cores = ms_g3d::cuda::plan_backward(p, type, limits_of(device));
+  const auto tensor_cores = planned_backward(p, type, limits_of(device));
   const bool by_tensor_cores = tensor_cores.parameters_refused.empty() && p.N > 0 && (need_A || need_weight);
   const auto plain =
       ms_g3d::plain::plan_parameters(p, type, need_A && !by_tensor_cores, need_weight && !by_tensor_cores, need_bias);

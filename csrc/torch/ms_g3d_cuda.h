@@ -12,6 +12,9 @@
 
 namespace msg3d::binding::gpu {
 
+// What plans must know of a device, as JSON: `arch`, `multiprocessors`, `shared_bytes` of a block.
+std::string device_limits_of(int64_t index);
+
 // y (N, O, T_out, tau*V), channels_last; every type that there is: float32, float64, float16, bfloat16.
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
               int64_t window_size, int64_t window_stride, int64_t window_dilation);
@@ -21,9 +24,9 @@ Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const
                    int64_t window_size, int64_t window_stride, int64_t window_dilation);
 
 // Writes (or adds, with `accumulate`) into out (N, channels, T_out, V) what folds relu(ms_g3d(...)) over the slots of a
-// window: sum_w fold[:, :, w] y[w] + fold_bias, and a ReLU of all that with `relu`. False, and nothing was written,
-// where no kernel does all of it for these sizes and types.
-bool ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+// window: sum_w fold[:, :, w] y[w] + fold_bias, and a ReLU of all that with `relu`. An error where no kernel does all
+// of it for these sizes and types: ms_g3d_cuda_plan says so beforehand.
+void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
                      bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation);
 

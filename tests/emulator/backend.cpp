@@ -7,6 +7,8 @@
 #include "../../csrc/kernels/simt/device.h"
 #include "../../csrc/torch/ms_g3d_arguments.h"
 #include "../../csrc/torch/ms_g3d_cuda.h"
+#include "../../csrc/torch/ms_g3d_cuda_plan.h"
+#include "../../csrc/torch/mstcn_cuda.h"
 #include "control.h"
 
 namespace msg3d {
@@ -49,7 +51,10 @@ STABLE_TORCH_LIBRARY(msg3d_fast_emulated, m) {
       " int window_dilation) -> Tensor");
   m.def(
       "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
-      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation) -> bool");
+      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation) -> ()");
+  m.def(
+      "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu)"
+      " -> ()");
   m.def(
       "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation) -> Tensor");
@@ -57,6 +62,11 @@ STABLE_TORCH_LIBRARY(msg3d_fast_emulated, m) {
       "ms_g3d_backward_parameters(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation, bool need_A, bool need_weight, bool need_bias)"
       " -> (Tensor grad_A, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "ms_g3d_cuda_plan(str dtype, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
+      " int window_dilation, int out_channels, int arch, int multiprocessors, int shared_bytes) -> str");
+  m.def("ms_g3d_set_cuda_plan(str name) -> ()");
+  m.def("device_limits(int index) -> str");
   m.def("set_device(int arch, int multiprocessors, int shared_bytes) -> ()");
   m.def("launches() -> int");
   m.def("format_conversions() -> int");
@@ -66,11 +76,15 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast_emulated, CPU, m) {
   m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
   m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
   m.impl("ms_g3d_collapse", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_collapse));
+  m.impl("mstcn_folded", TORCH_BOX(&msg3d::binding::gpu::mstcn_folded));
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_parameters));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast_emulated, CompositeExplicitAutograd, m) {
+  m.impl("ms_g3d_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_cuda_plan));
+  m.impl("ms_g3d_set_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_set_cuda_plan));
+  m.impl("device_limits", TORCH_BOX(&msg3d::binding::gpu::device_limits_of));
   m.impl("set_device", TORCH_BOX(&msg3d::binding::gpu::emulated_set_device));
   m.impl("launches", TORCH_BOX(&msg3d::binding::gpu::emulated_launches));
   m.impl("format_conversions", TORCH_BOX(&msg3d::binding::format_conversions));

@@ -89,6 +89,9 @@ struct ForwardPlan {
   int64_t block_clocks, waves;
   double clocks;  // of all waves: what the plan minimises
 
+  std::string tile_name;
+  bool forced;  // by name
+
   int slice() const { return groups * kGroup; }
 };
 
@@ -288,9 +291,13 @@ inline ForwardPlan plain(const std::string& why) {
 // Keeps the fastest plan that fits, and why the others lost.
 class Choice {
  public:
-  explicit Choice(const Device& device) : device_(device) {}
+  Choice(const Device& device, const std::string& forced) : device_(device), forced_(forced) {}
 
   void consider(const ForwardPlan& plan, const std::string& tile) {
+    if (tile.find(forced_) == std::string::npos) {
+      lost_.push_back({tile, "another one is forced"});
+      return;
+    }
     if (plan.shared_bytes > device_.shared_bytes) {
       const std::string needs = "needs " + std::to_string(plan.shared_bytes) + " bytes of shared memory";
       lost_.push_back({tile, needs + ", a block may have " + std::to_string(device_.shared_bytes)});
@@ -310,6 +317,7 @@ class Choice {
                                    : "no tile fits: the smallest, " + least_ + ", a block may have " +
                                          std::to_string(device_.shared_bytes));
     }
+    best_.tile_name = best_tile_, best_.forced = !forced_.empty();
     if (rejected) *rejected = std::move(lost_);
     return best_;
   }
@@ -320,6 +328,7 @@ class Choice {
   }
 
   Device device_;
+  std::string forced_;
   ForwardPlan best_{};
   std::vector<Rejected> lost_;
   std::string best_tile_, least_;
@@ -331,22 +340,10 @@ inline std::string tile_name(const char* shape, int groups, int count, const cha
          what + " a block" + more;
 }
 
-}  // namespace detail
-
-// What a forward pass runs as; with `out_channels`, the whole block for inference (collapse behind relu). `rejected`,
-// if given, gets every tile that was looked at and lost, with the reason.
-inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& device, int64_t out_channels = 0,
-                                std::vector<Rejected>* rejected = nullptr) {
-  using namespace detail;
-  if (type == Type::kFloat64) return plain("float64 has no tensor-core path");
-  if (type == Type::kFloat32) return plain("float32 runs in full precision");
-  if (device.arch < 80) return plain("tensor cores for this need compute capability 8.0");
-  if (p.C > 8 && p.C % 8 != 0) return plain("C is over 8 and not a multiple of 8");
-  if (p.O % 2 != 0) return plain("O is odd");
-  if (out_channels % 2 != 0) return plain("the collapse's output channels are odd");
-  if (p.V > 64) return plain("V is over 64");
-
-  Choice choice(device);
+// The fastest of the tiles whose name has `forced` in it.
+inline ForwardPlan fastest(const Problem& p, const Device& device, int64_t out_channels,
+                           std::vector<Rejected>* rejected, const std::string& forced) {
+  Choice choice(device, forced);
   ForwardPlan plan;
   const int all_groups = static_cast<int>(ceil_div(p.O, kGroup));
   const auto too_wide = [&](int groups) { return groups > 1 && groups >= 2 * all_groups; };
@@ -397,6 +394,31 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
     }
   }
   return choice.best(rejected);
+}
+
+}  // namespace detail
+
+// What a forward pass runs as; with `out_channels`, the whole block for inference (collapse behind relu). `rejected`,
+// if given, gets every tile that was looked at and lost, with the reason. `forced`: "plain", or a part of a tile's name
+// that the choice is held to where a tile that fits has it.
+inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& device, int64_t out_channels = 0,
+                                std::vector<Rejected>* rejected = nullptr, const std::string& forced = {}) {
+  using detail::plain;
+  if (type == Type::kFloat64) return plain("float64 has no tensor-core path");
+  if (type == Type::kFloat32) return plain("float32 runs in full precision");
+  if (device.arch < 80) return plain("tensor cores for this need compute capability 8.0");
+  if (p.C > 8 && p.C % 8 != 0) return plain("C is over 8 and not a multiple of 8");
+  if (p.O % 2 != 0) return plain("O is odd");
+  if (out_channels % 2 != 0) return plain("the collapse's output channels are odd");
+  if (p.V > 64) return plain("V is over 64");
+  if (forced == "plain") {
+    ForwardPlan plan = plain("forced");
+    plan.forced = true;
+    return plan;
+  }
+  ForwardPlan plan = detail::fastest(p, device, out_channels, rejected, forced);
+  if (plan.kernel != Kernel::kPlain || forced.empty()) return plan;
+  return detail::fastest(p, device, out_channels, rejected, {});
 }
 
 }  // namespace msg3d::ms_g3d::cuda

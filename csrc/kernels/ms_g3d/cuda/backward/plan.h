@@ -286,7 +286,9 @@ inline OuterPlan adjacency_plan(const Problem& p, const Device& device, int tile
 
 }  // namespace detail
 
-inline BackwardPlan plan_backward(const Problem& given, Type type, const Device& device) {
+// `forced`: "plain" refuses the tensor cores; anything else is no word for a backward pass.
+inline BackwardPlan plan_backward(const Problem& given, Type type, const Device& device,
+                                  const std::string& forced = {}) {
   const Problem p = simplified(given);
   BackwardPlan best{};
   std::string why;
@@ -298,6 +300,8 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
     why = "O is not a multiple of 8";
   else if (p.V > 64)
     why = "V is over 64";
+  else if (forced == "plain")
+    why = "forced";
   best.input_refused = best.parameters_refused = why;
   if (!why.empty()) return best;
 
