@@ -1,15 +1,22 @@
 """What is installed, built and found: the first thing to read, and to paste into an issue."""
 
+import copy
 import os
 import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from . import _library, ops
 from .errors import UserError
+from .inference import fuse
 from .model import Recognizer
-from .modules import STMSGCN
+from .modules import STMSGCN, MSG3DBlock
 
 
 def report() -> str:
@@ -31,33 +38,103 @@ def report() -> str:
     return "\n".join(lines)
 
 
+# Devices that plans are shown for: compute capability times ten, multiprocessors, shared memory of a block in KB.
+GPUS = {"A100": (80, 108, 163), "H100": (90, 132, 227), "RTX 4090": (89, 128, 99), "T4": (75, 40, 64)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One graph convolution of a network, and the channels that a fused network folds its windows into; 0: none."""
+
+    name: str
+    x: tuple[int, int, int, int]
+    scales: int
+    channels: int
+    window: tuple[int, int, int]
+    collapse: int
+
+    @property
+    def words(self) -> str:
+        tau, stride, dilation = self.window
+        return f"{self.name:24}{self.x!s:20}{self.scales:3}{self.channels:5}  {tau:3} {stride} {dilation}"
+
+
+HEAD = f"{'layer':24}{'x (N, C, T, V)':20}{'K':>3}{'O':>5}  tau s d"
+
+
+def layers() -> list[Layer]:
+    """The graph convolutions of the default network, one clip of 100 frames."""
+    found = []
+
+    def note(name: str, layer: STMSGCN, x: torch.Tensor, collapse: int) -> None:
+        window = (layer.window_size, layer.window_stride, layer.window_dilation)
+        found.append(Layer(name, tuple(x.shape), layer.num_scales, layer.out_channels, window, collapse))
+
+    with torch.device("meta"):  # shapes without numbers
+        model = Recognizer(backend="native").eval()
+        collapses = {id(m.gcn3d[1]): m.out_conv.out_channels for m in model.modules() if isinstance(m, MSG3DBlock)}
+        for name, layer in model.named_modules():
+            if isinstance(layer, STMSGCN):
+                name, out = name.removeprefix("backbone."), collapses.get(id(layer), 0)
+                layer.register_forward_pre_hook(
+                    lambda layer, inputs, name=name, out=out: note(name, layer, inputs[0], out)
+                )
+        model(torch.empty(1, 2, 100, 17, 3))
+    return found
+
+
 def plan() -> str:
-    """What ms_g3d does for every graph convolution of the default network, one clip of 100 frames: a table.
+    """What ms_g3d does for every graph convolution of the default network, one clip of 100 frames: tables.
+
+    One for this CPU; one for each of `GPUS`, which need not be here, and for the GPUs that are.
 
     Raises:
         UserError: the native library is missing; its plans come from it.
     """
     _library.require()
+    network = layers()
     lines = ["Recognizer(), x (1, 2, 100, 17, 3), float32 on this CPU; millions of multiply-adds of either order", ""]
-    lines.append(f"{'layer':24}{'x (N, C, T, V)':20}{'K':>3}{'O':>5}  tau s d  {'project':>8}{'aggregate':>10}  order")
-
-    def note(name: str, layer: STMSGCN, x: torch.Tensor) -> None:
-        window = (layer.window_size, layer.window_stride, layer.window_dilation)
-        p = _library.plan(tuple(x.shape), layer.num_scales, layer.out_channels, *window)
+    lines.append(f"{HEAD}  {'project':>8}{'aggregate':>10}  order")
+    for layer in network:
+        p = _library.plan(layer.x, layer.scales, layer.channels, *layer.window)
         costs = f"{p['project_first_macs'] / 1e6:8.1f}{p['aggregate_first_macs'] / 1e6:10.1f}"
-        forced = ", forced" if p["forced"] else ""
-        lines.append(
-            f"{name.removeprefix('backbone.'):24}{tuple(x.shape)!s:20}{layer.num_scales:3}{layer.out_channels:5}  "
-            f"{window[0]:3} {window[1]} {window[2]}  {costs}  {p['order']}{forced}"
-        )
-
-    with torch.device("meta"):  # shapes without numbers
-        model = Recognizer(backend="native").eval()
-        for name, layer in model.named_modules():
-            if isinstance(layer, STMSGCN):
-                layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, inputs[0]))
-        model(torch.empty(1, 2, 100, 17, 3))
+        lines.append(f"{layer.words}  {costs}  {p['order']}{', forced' if p['forced'] else ''}")
+    lines += [
+        "",
+        "GPUs, bfloat16 (float32 and float64 run by multiply-adds): the tile that is modelled fastest, not measured",
+    ]
+    if not _library.has_cuda():
+        lines.append(f"this build has {_library.info().get('cuda')}: these are the plans of one that has the kernels")
+    devices = {name: _limits(*numbers) for name, numbers in GPUS.items()}
+    if torch.cuda.is_available() and _library.has_cuda():
+        for index in range(torch.cuda.device_count()):
+            devices[f"cuda:{index}, {torch.cuda.get_device_name(index)}"] = _library.device_limits(index)
+    for name, limits in devices.items():
+        lines += ["", *_gpu_plan(name, limits, network)]
     return "\n".join(lines)
+
+
+def _limits(arch: int, multiprocessors: int, kilobytes: int) -> dict[str, int]:
+    return {"arch": arch, "multiprocessors": multiprocessors, "shared_bytes": kilobytes << 10}
+
+
+def _gpu_plan(name: str, limits: dict[str, int], network: list[Layer]) -> list[str]:
+    """A table for one device. "fused" layers are those of `fuse(model)`, the collapse of their windows included."""
+    memory = f"{limits['shared_bytes'] >> 10} KB of shared memory a block"
+    lines = [f"{name}: sm_{limits['arch']}, {limits['multiprocessors']} multiprocessors, {memory}", ""]
+    lines.append(f"{HEAD}  blocks waves     KB  kernel")
+    for layer in network:
+        sizes = (layer.x, layer.scales, layer.channels, *layer.window)
+        for collapse in sorted({0, layer.collapse}):
+            p = _library.cuda_plan(*sizes, dtype=torch.bfloat16, limits=limits, collapse=collapse)
+            words = layer.words if not collapse else f"{'  fused, into ' + str(collapse):{len(layer.words)}}"
+            forced = ", forced" if p["forced"] else ""
+            if p["kernel"] == "plain":
+                lines.append(f"{words}  {'':19}  multiply-adds: {p['refused']}")
+            else:
+                launch = f"{p['blocks']:6} {p['waves']:5} {p['shared_bytes'] / 1024:6.1f}"
+                lines.append(f"{words}  {launch}  {p['tile']}{forced}")
+    return lines
 
 
 def _version(name: str) -> str:
@@ -102,29 +179,94 @@ def _cuda() -> str:
     without = [d["name"] for d in devices if not d["has_code"]]
     if without:
         return f"{found}; no code in this build for {', '.join(without)}: build with MSG3D_CUDA_ARCHS"
-    return f"{found}; kernels for all of them; self-test {_self_test()}"
+    return f"{found}; kernels for all of them; self-test {self_test()}"
 
 
-def _self_test() -> str:
-    """Graph convolutions of the network's kinds on the first GPU against the float64 reference on the CPU."""
+SELF_TEST_SECONDS = 20.0
+# C, O, V, T, K and the window: graph convolutions of the network's kinds.
+SELF_TEST = (
+    (3, 96, 25, 40, 4, (5, 1, 1)),
+    (96, 96, 25, 40, 4, (1, 1, 1)),
+    (96, 96, 17, 40, 4, (3, 2, 1)),
+    (192, 192, 25, 20, 4, (5, 2, 1)),
+)
+
+
+def self_test(
+    backend: str = "native",
+    device: str = "cuda",
+    cases: Sequence[tuple] = SELF_TEST,
+    network: Mapping[str, Any] | None = None,
+    frames: int = 16,
+    seconds: float = SELF_TEST_SECONDS,
+) -> str:
+    """Hold the kernels of a GPU to the float64 reference on the CPU: "passed", or "FAILED" and where; with how much.
+
+    Args:
+        backend: "native", or "emulated" with device "cpu".
+        device: where to compute.
+        cases: graph convolutions (C, O, V, T, K, window), forwards and backwards in every type.
+        network: arguments of the `Recognizer` that is fused and held to eager; None: the default one.
+        frames: of its clip.
+        seconds: after so many no further check is begun.
+    """
     torch.manual_seed(0)
-    for C, O, V, window in ((3, 96, 25, (5, 1, 1)), (96, 96, 25, (1, 1, 1)), (96, 96, 17, (3, 2, 1))):  # noqa: E741
-        nodes, K = window[0] * V, 4
-        shapes = (2, C, 40, V), (K, nodes, nodes), (O, K, C), (O,)
-        exact = [torch.randn(shape, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
-        expected = _answer("reference", exact, window)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            inputs = [tensor.to(dtype) for tensor in exact]
-            eager = _answer("reference", [tensor.double() for tensor in inputs], window)
-            found = _answer("native", [tensor.cuda() for tensor in inputs], window)
-            for name, ours, theirs, right in zip(
-                ("y", "x", "A", "weight", "bias"), found, eager, expected, strict=True
-            ):
-                scale = right.abs().max()
-                off, rounding = ((t.double().cpu() - right).abs().max() / scale for t in (ours, theirs))
-                if not off <= 2 * rounding + 4 * torch.finfo(dtype).eps:
-                    return f"FAILED: {name} of C {C}, O {O}, {window}, {dtype} is off by {off:.1e}; please report it"
-    return "passed"
+    began, done = time.monotonic(), 0
+    checks = [
+        *(partial(_check_operator, backend, device, case, dtype) for dtype in SELF_TEST_TYPES for case in cases),
+        *(partial(_check_network, backend, device, network or {}, frames, dtype) for dtype in SELF_TEST_TYPES),
+    ]
+    for check in sorted(checks, key=lambda check: check.func is not _check_network):  # the networks first
+        if time.monotonic() - began >= seconds:
+            break
+        fault = check()
+        if fault:
+            return f"FAILED: {fault}; please report it"
+        done += 1
+    return f"passed, {done} of {len(checks)} checks in {time.monotonic() - began:.0f} s"
+
+
+SELF_TEST_TYPES = (torch.bfloat16, torch.float32, torch.float16)
+
+
+def _check_operator(backend: str, device: str, case: tuple, dtype: torch.dtype) -> str | None:
+    C, O, V, T, K, window = case  # noqa: E741
+    nodes = window[0] * V
+    shapes = (2, C, T, V), (K, nodes, nodes), (O, K, C), (O,)
+    exact = [torch.randn(shape, dtype=torch.float64) / shape[-1] ** 0.5 for shape in shapes]
+    expected = _answer("reference", exact, window)
+    inputs = [tensor.to(dtype) for tensor in exact]
+    eager = _answer("reference", [tensor.double() for tensor in inputs], window)
+    found = _answer(backend, [tensor.to(device) for tensor in inputs], window)
+    for name, ours, theirs, right in zip(("y", "x", "A", "weight", "bias"), found, eager, expected, strict=True):
+        off, rounding = _error(ours, right), _error(theirs, right)
+        if not off <= 2 * rounding + 4 * torch.finfo(dtype).eps:
+            return f"{name} of C {C}, O {O}, {window}, {_type(dtype)} is off by {off:.1e}"
+    return None
+
+
+@torch.no_grad()
+def _check_network(
+    backend: str, device: str, arguments: Mapping[str, Any], frames: int, dtype: torch.dtype
+) -> str | None:
+    model = Recognizer(**arguments, backend="reference").eval()
+    x = torch.randn(1, model.backbone.num_person, frames, model.layout.num_joints, model.backbone.in_channels)
+    short, x = copy.deepcopy(model).to(dtype), x.to(dtype)
+    right, eager = model.double()(x.double()), short(x)
+    short = short.to(device)
+    short.backend = backend
+    off, rounding = _error(fuse(short)(x.to(device)), right), _error(eager, right)
+    if not off <= 2 * rounding + 4 * torch.finfo(dtype).eps:
+        return f"the fused network in {_type(dtype)} is off by {off:.1e}, eager by {rounding:.1e}"
+    return None
+
+
+def _error(found: torch.Tensor, right: torch.Tensor) -> float:
+    return float((found.double().cpu() - right).abs().max() / right.abs().max())
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _answer(backend: str, inputs: list[torch.Tensor], window: tuple[int, int, int]) -> list[torch.Tensor]:
