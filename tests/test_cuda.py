@@ -1,12 +1,16 @@
 """The native backend on a GPU: parity, CUDA graphs, streams, and no wait for the device. `pytest -m gpu`."""
 
+import copy
+
 import pytest
 import torch
 from problems import PROBLEMS, Problem, reference_answer
 from test_emulated import TENSOR_CORES, TYPES
+from test_fused_gpu import SHORT
+from test_inference import build, clips
 from tolerance import FLOOR, error
 
-from msg3d_fast import ops
+from msg3d_fast import Recognizer, fuse, ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,3 +72,82 @@ def test_every_device_and_stream() -> None:
             y = ops.ms_g3d(*inputs, *problem.window)
         torch.cuda.synchronize(index)
         assert torch.equal(y.cpu(), expected)
+
+
+# ---- networks
+
+NETWORKS = {
+    "coco": {"base_channels": 96, "num_gcn_scales": 13, "num_g3d_scales": 6},
+    "ntu": {"layout": "nturgb+d", "base_channels": 96, "num_gcn_scales": 13, "num_g3d_scales": 6},
+    "narrow": {"layout": "kinect20", "base_channels": 20, "flavour": "pyskl"},
+}
+
+
+def with_cuda(model: Recognizer) -> Recognizer:
+    twin = copy.deepcopy(model).cuda()
+    twin.backend = "native"
+    return twin
+
+
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_fused_network(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = build(**NETWORKS[name])
+    x = clips(model, 3, 50).to(dtype)
+    exact, model = copy.deepcopy(model).double()(x.double()), model.to(dtype)
+    on_device, given = with_cuda(model), x.cuda()
+    fused = fuse(on_device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = fused(given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    ours, theirs = error(y.cpu(), exact), error(model(x), exact)
+    assert ours <= (1e-12 if dtype == torch.float64 else 2 * theirs + SHORT.get(dtype, FLOOR))
+    assert torch.equal(fused(given), y)
+    given[:, 1] = 0
+    assert error(fuse(on_device, skip_absent=True)(given), fused(given)) <= 4 * SHORT.get(dtype, FLOOR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_a_graph_captures_a_fused_network(dtype: torch.dtype) -> None:
+    model = with_cuda(build(**NETWORKS["coco"]).to(dtype))
+    fused, x = fuse(model), clips(model, 2, 50).to(dtype).cuda()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = fused(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = fused(x)
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
+def test_launches_of_a_fused_network() -> None:
+    """What the emulated backend counts, seen by the profiler: at most 60 kernels and copies."""
+    model = with_cuda(build(**NETWORKS["coco"]).bfloat16())
+    fused, x = fuse(model), clips(model, 2, 50).bfloat16().cuda()
+    fused(x)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        fused(x)
+        torch.cuda.synchronize()
+    launched = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert 40 <= len(launched) <= 60, launched
+
+
+def test_a_network_trains() -> None:
+    """Gradients of a step on the device against the CPU's in float64."""
+    model = build(**NETWORKS["narrow"]).train()
+    x, labels = clips(model, 4, 20), torch.arange(4)
+    exact, ours = copy.deepcopy(model).double(), with_cuda(model)
+    for network, given in ((model, x), (exact, x.double()), (ours, x.cuda())):
+        torch.nn.functional.cross_entropy(network(given), labels.to(given.device)).backward()
+    right, eager, found = (
+        torch.cat([p.grad.double().cpu().flatten() for p in network.parameters()]) for network in (exact, model, ours)
+    )
+    assert (found - right).norm() <= 4 * (eager - right).norm() + 1e-3 * right.norm()  # cuDNN may use tf32
