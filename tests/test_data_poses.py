@@ -10,6 +10,7 @@ import pytest
 import raw_files
 from clip_sets import annotations, npz_arrays, small, write_pickle
 
+from msg3d_fast.data import open_dataset
 from msg3d_fast.data.poses import PoseSource
 from msg3d_fast.data.readers import Options
 from msg3d_fast.data.store_writer import write_store
@@ -105,6 +106,12 @@ def test_pickle_without_labels(tmp_path: Path) -> None:
     assert found.keys() == {"clip_0", "clip_1", "clip_2"}
     assert found["clip_1"].shape == (2, 4, 17, 3)
     assert (found["clip_1"][..., 2] == content[1]["keypoint_score"]).all()
+
+
+def test_channels_are_the_same_whoever_names_the_skeleton(tmp_path: Path) -> None:
+    path = write_pickle(tmp_path / "a.pkl", annotations(joints=17, flat=False))  # (x, y, score), no image sizes
+    for layout in (None, "coco"):  # a test names the network's skeleton where training named none
+        assert open_dataset(path, layout=layout).channels == "xys"
 
 
 def test_store_and_npz_keep_their_float_type(tmp_path: Path) -> None:

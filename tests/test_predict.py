@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clip_sets import npz_arrays, small
+from clip_sets import annotations, npz_arrays, small, write_pickle
 from tiny import fails, settings, write_clips
 
 import msg3d_fast as m
@@ -115,6 +115,28 @@ def test_what_is_assumed_of_an_upstream(flavour: str, source: str | None, channe
     assert (found.channels, found.normalize, found.clip_len, found.num_clips, found.dtype) == expected
     assert found.semantics == flavour
     assert found.label_names == ("0", "1", "2", "3", "4")
+
+
+def test_an_upstreams_checkpoint_predicts_what_its_recipe_tests(tmp_path: Path) -> None:
+    model = network()
+    model.preprocessing = None
+    m.save_checkpoint(model, tmp_path / "net.pth", format="mmaction2")
+    content = annotations(4)
+    write_pickle(tmp_path / "labelled.pkl", content)
+    for clip in content["annotations"]:
+        del clip["label"]
+    write_pickle(tmp_path / "unlabelled.pkl", content["annotations"])
+    short = ["--data.clip_len=8", "--test.num_clips=2"]
+    sizes = ["--model.base_channels=6", "--model.num_gcn_scales=3", "--model.num_g3d_scales=2", "--model.num_classes=3"]
+    checkpoint, run = ["--checkpoint", str(tmp_path / "net.pth")], ["--run-dir", str(tmp_path / "run")]
+    data = [f"--data.path={tmp_path / 'labelled.pkl'}", "--data.test_split=null"]
+    assert cli.main(["test", "--config", "ntu60_xsub_2d", *checkpoint, *run, *data, *sizes, *short]) == 0
+    assert predict(tmp_path / "unlabelled.pkl", *checkpoint, "--out", tmp_path / "out.json", *short) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["clips"]
+    with np.load(tmp_path / "run" / "scores.npz") as file:
+        assert [clip["clip"] for clip in found] == file["ids"].tolist()
+        for clip, scores in zip(found, file["scores"], strict=True):
+            assert {one["label"]: np.float32(one["probability"]) for one in clip["top"]} == dict(enumerate(scores))
 
 
 def test_image_size_is_asked_for_where_it_counts() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..graph import Layout
+from ..graph import Layout, get_layout
 from .clips import ClipSet, clean, label_array
-from .layouts import choose_layout
+from .layouts import choose_layout, third_channel
 from .normalize import DEFAULT_IMG_SHAPE
 from .unpickle import Array, load_plain
 
@@ -60,8 +60,8 @@ class Annotations:
         """The skeleton and the channels: those given, else told from scores, image sizes and joints."""
         joints, width = self.usual
         if channels is None:
-            flat = self.scored or self.imaged or (layout is None and joints in (17, 18))
-            channels = "xy" if width == 2 else "xys" if flat else "xyz"
+            told = joints in (17, 18) if layout is None else third_channel(get_layout(layout), width) == "xys"
+            channels = "xy" if width == 2 else "xys" if self.scored or self.imaged or told else "xyz"
         elif self.scored and channels != "xys":
             raise UserError(
                 f"{self.path}: channels is {channels!r}, but its clips hold (x, y) and a score; leave it out"
