@@ -152,9 +152,9 @@ def test_training_step_on_a_gpu(benchmark, skeleton: str, dtype: torch.dtype) ->
         try:
             step(trainer)()
             calls[name] = step(trainer)
-        except Exception as problem:
-            assert name != "ours", failure(problem)
+        except Exception as problem:  # a rival's failure is a finding about the rival
             refused[name] = failure(problem)
+    assert "ours" in calls, refused["ours"]
     calls, not_captured = with_graphs(calls)
     record(
         benchmark,
