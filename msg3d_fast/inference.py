@@ -79,10 +79,13 @@ class _Packer:
         weight = _spread(weight.view(-1, K, module.in_channels), 2, *source).flatten(1)  # (O, (k,c))
         self.panels(_spread(weight, 0, *target).t())
         self.array(_spread(bias, 0, *target))
-        if (tau, module.window_stride, module.window_dilation) == (5, 2, 1):  # pairs() in network.h
+        if tau in (3, 5) and (module.window_stride, module.window_dilation) == (2, 1):  # pairs() in network.h
             B = A.reshape(K, tau, nodes // tau, nodes).permute(1, 3, 0, 2)  # (w', (w,v), k, u)
-            outer = (B[0] + B[4]) / 2
-            self.array(torch.stack([outer + B[2] / 2, B[1] + B[3], outer - B[2] / 2], 1))
+            if tau == 3:
+                self.array(B[0] + B[2])
+            else:
+                outer = (B[0] + B[4]) / 2
+                self.array(torch.stack([outer + B[2] / 2, B[1] + B[3], outer - B[2] / 2], 1))
 
     def temporal_unit(self, module: MSTCN, source: tuple[Tensor, int], target: tuple[Tensor, int]) -> None:
         folding.check_temporal_unit(module)

@@ -1,6 +1,7 @@
 #include "forward.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "graph_convolution.h"
 #include "temporal_unit.h"
@@ -69,9 +70,11 @@ struct Task {
   int64_t panel = 0, window = -1;
 };
 
-// Cuts [0, count) into even pieces of at most `size` and makes each a task of `person`.
-void cut(std::vector<Task>& tasks, int64_t person, int64_t count, int64_t size, int64_t panel = 0) {
-  const int64_t pieces = (count + size - 1) / size;
+// Cuts [0, count) into even pieces of at most `size`, a multiple of `multiple` where there is enough to cut, and makes
+// each a task of `person`.
+void cut(std::vector<Task>& tasks, int64_t person, int64_t count, int64_t size, int64_t panel, int64_t multiple) {
+  int64_t pieces = (count + size - 1) / size;
+  if (pieces > 1) pieces = std::min(count, (pieces + multiple - 1) / multiple * multiple);
   for (int64_t i = 0; i < pieces; ++i) tasks.push_back({person, count * i / pieces, count * (i + 1) / pieces, panel});
 }
 
@@ -117,7 +120,9 @@ class Forward {
   template <typename Body>
   void each_person(int64_t count, int64_t size, const Body& body) {
     std::vector<Task> tasks;
-    for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size);
+    // As many tasks for each worker: there are few, and the next step waits for the last of them.
+    const int64_t workers = machine_.pool.workers, share = workers / std::gcd(workers, num_persons_);
+    for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size, 0, share);
     each(tasks, body);
   }
 
@@ -175,18 +180,27 @@ class Forward {
       // as many pieces as keep the workers busy.
       const int64_t pieces = std::max<int64_t>(1, (2 * machine_.pool.workers) / (panels * num_persons_));
       const int64_t blocks = (count + kWindowBlock - 1) / kWindowBlock, size = (blocks + pieces - 1) / pieces;
-      for (int64_t person = 0; person < num_persons_; ++person) {
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          for (int64_t begin = 0; begin < blocks; begin += size) {
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        for (int64_t begin = 0; begin < blocks; begin += size) {
+          for (int64_t person = 0; person < num_persons_; ++person) {
             tasks.push_back({person, begin * kWindowBlock, std::min((begin + size) * kWindowBlock, count), panel, i});
           }
         }
       }
     }
-    for (int64_t person = 0; person < num_persons_; ++person) {
-      for (int64_t panel = 0; panel < stage.middle / kPanel; ++panel) cut(tasks, person, T_in, 2 * kFrames, panel);
+    for (int64_t panel = 0; panel < stage.middle / kPanel; ++panel) {
+      std::vector<Task> frames;
+      cut(frames, 0, T_in, 2 * kFrames, panel, 1);
+      for (Task task : frames) {
+        for (task.person = 0; task.person < num_persons_; ++task.person) tasks.push_back(task);
+      }
     }
-    each(tasks, [&](const Task& task, T* scratch) {
+    // Workers begin with runs of the list: every run must begin with large tasks, and end with small ones.
+    std::vector<Task> dealt;
+    for (std::size_t first = 0, workers = machine_.pool.workers; first < workers; ++first) {
+      for (std::size_t i = first; i < tasks.size(); i += workers) dealt.push_back(tasks[i]);
+    }
+    each(dealt, [&](const Task& task, T* scratch) {
       const GraphConvolution<T>& conv = task.window < 0 ? stage.spatial : stage.windows[task.window];
       T* y = at(task.person, task.window < 0 ? layout_.left : layout_.windows[task.window]);
       project_first(conv, V, at(task.person, layout_.current), T_in, task.panel, task.begin, task.end, y, scratch,

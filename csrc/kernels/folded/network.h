@@ -63,10 +63,11 @@ struct GraphConvolution {
   const T* adjacency;  // aggregate first: ((k,w,v), (w',u)); project first: ((w,v), (w',k,u))
   const T* weight;     // panels of (k,c) rows
   const T* bias;       // (out,)
-  const T* paired;     // ((w,v), 3 x (k,u)) if pairs(): see paired_windows.h
+  const T* paired;     // ((w,v), pair_blocks() x (k,u)): see paired_windows.h
 
   // Two neighbouring windows share enough frames that computing them together saves multiplications.
-  bool pairs() const { return window == 5 && stride == 2 && dilation == 1; }
+  bool pairs() const { return (window == 3 || window == 5) && stride == 2 && dilation == 1; }
+  int64_t pair_blocks() const { return pairs() ? window - 2 : 0; }
   int64_t padding() const { return (window - 1) * dilation / 2; }
   int64_t reach() const { return (window - 1) * dilation + 1; }  // frames from a window's first to its last
   int64_t frames(int64_t T_in) const { return (T_in + 2 * padding() - reach()) / stride + 1; }
@@ -77,7 +78,7 @@ struct GraphConvolution {
     adjacency = reader.array(scales * window * joints * window * joints);
     weight = reader.array(scales * in * out);
     bias = reader.array(out);
-    paired = reader.array(pairs() ? 3 * window * joints * scales * joints : 0);
+    paired = reader.array(pair_blocks() * window * joints * scales * joints);
   }
 };
 
