@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> collapse(const Tensor& x, const Tensor& weigh
     const collapse::Inputs<T> inputs{data_of<T>(dense_x), data_of<T>(weight), data_of<T>(norm_x), data_of<T>(norm_c),
                                      data_of<T>(multiplicity)};
     double* numbers = mutable_data_of<double>(statistics);
-    collapse::forward<T>({problem, inputs, gemm<T>(current_isa()), pool}, data_of<T>(dense_other),
+    collapse::forward<T>({problem, inputs, gemm<T>(current_wide_isa()), pool}, data_of<T>(dense_other),
                          mutable_data_of<T>(c), mutable_data_of<T>(y), numbers, numbers + 2 * problem.E);
   });
   return {y, c, statistics};
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> collapse_backward(const Tensor& gy, c
     const collapse::Inputs<T> inputs{data_of<T>(dense_x), data_of<T>(weight), data_of<T>(norm_x), data_of<T>(norm_c),
                                      data_of<T>(multiplicity)};
     const double* numbers = data_of<double>(statistics);
-    collapse::backward<T>({problem, inputs, gemm<T>(current_isa()), pool}, data_of<T>(c), numbers,
+    collapse::backward<T>({problem, inputs, gemm<T>(current_wide_isa()), pool}, data_of<T>(c), numbers,
                           numbers + 2 * problem.E, data_of<T>(dense_gy),
                           {mutable_data_of<T>(grad_x), mutable_data_of<T>(grad_weight), mutable_data_of<T>(grad_norm_x),
                            mutable_data_of<T>(grad_norm_c)});
@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> batch_norm(const Tensor& x, const Tensor& norm, const
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     msg3d::batch_norm::forward<T>(problem, data_of<T>(dense_x), data_of<T>(dense_norm), data_of<T>(multiplicity),
-                                  gemm<T>(current_isa()), torch_pool(), mutable_data_of<double>(statistics),
+                                  gemm<T>(current_wide_isa()), torch_pool(), mutable_data_of<double>(statistics),
                                   mutable_data_of<T>(y));
   });
   return {y, statistics};
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward(const Tensor& gy, const Tensor& y
     using T = decltype(zero);
     msg3d::batch_norm::backward<T>(problem, data_of<T>(dense_x), data_of<T>(dense_norm), data_of<T>(multiplicity),
                                    data_of<double>(statistics), data_of<T>(dense_y), data_of<T>(dense_gy),
-                                   gemm<T>(current_isa()), torch_pool(), mutable_data_of<T>(grad_x),
+                                   gemm<T>(current_wide_isa()), torch_pool(), mutable_data_of<T>(grad_x),
                                    mutable_data_of<T>(grad_norm));
   });
   return {grad_x, grad_norm};

@@ -42,7 +42,7 @@ void with_call(const ms_g3d::Problem& problem, ms_g3d::Pass pass, const Tensor& 
                const Run& run) {
   const auto typed = [&](auto zero) {
     using T = decltype(zero);
-    const Gemm<T>& kernels = gemm<T>(current_isa());
+    const Gemm<T>& kernels = gemm<T>(current_wide_isa());
     const ms_g3d::Plan plan = ms_g3d::make_plan(problem, pass, kernels.width, sizeof(T), order_choice.load());
     const Pool pool{
         static_cast<int>(std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(plan.tasks, 1))),
@@ -120,7 +120,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tenso
                                                    int64_t window_dilation) {
   const ms_g3d::Problem p =
       check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
-  const int64_t width = x.scalar_type() == ScalarType::Float ? current_isa().f32.width : current_isa().f64.width;
+  const int64_t width =
+      x.scalar_type() == ScalarType::Float ? current_wide_isa().f32.width : current_wide_isa().f64.width;
   const auto pass = ms_g3d::Pass::kBackwardParameters;
   if (ms_g3d::make_plan(p, pass, width, x.element_size(), order_choice.load()).order != ms_g3d::Order::kProjectFirst) {
     const auto [grad_A, grad_weight, _] =
@@ -149,13 +150,13 @@ std::string ms_g3d_plan(std::string pass, int64_t N, int64_t C, int64_t T, int64
   const auto kind = pass == "forward"          ? ms_g3d::Pass::kForward
                     : pass == "backward_input" ? ms_g3d::Pass::kBackwardInput
                                                : ms_g3d::Pass::kBackwardParameters;
-  const int64_t width = float64 ? current_isa().f64.width : current_isa().f32.width;
+  const int64_t width = float64 ? current_wide_isa().f64.width : current_wide_isa().f32.width;
   const ms_g3d::Plan plan = ms_g3d::make_plan(p, kind, width, float64 ? 8 : 4, order_choice.load());
   std::ostringstream json;
   json << "{\"order\": \"" << (plan.order == ms_g3d::Order::kProjectFirst ? "project_first" : "aggregate_first")
        << "\", \"forced\": " << (order_choice.load() == ms_g3d::OrderChoice::kAuto ? "false" : "true")
        << ", \"project_first_macs\": " << plan.project_macs << ", \"aggregate_first_macs\": " << plan.aggregate_macs
-       << ", \"isa\": \"" << current_isa().name << "\", \"panel_width\": " << plan.width
+       << ", \"isa\": \"" << current_wide_isa().name << "\", \"panel_width\": " << plan.width
        << ", \"tasks\": " << plan.tasks << ", \"window_step\": " << plan.window_step
        << ", \"frame_step\": " << plan.frame_step << ", \"node_step\": " << plan.node_step
        << ", \"splits\": " << plan.splits << ", \"shared_bytes\": " << plan.shared_bytes

@@ -43,6 +43,18 @@ struct NormGradient {
   int64_t out_row = 0;
 };
 
+// The gradient of a maximum of three rows, as `here` sees it: out += g where here is the largest; of equal ones it must
+// come before the other (*_first false: it does).
+template <typename T>
+struct MaximumGradient {
+  int64_t rows, columns;
+  const T *here, *one, *two, *g;
+  int64_t row;  // between the rows of each of these
+  bool one_first, two_first;
+  T* out;
+  int64_t out_row;
+};
+
 template <typename T>
 struct ColumnPasses {
   // The mean of every column, and the sum of squared deviations from it: two passes, for a block that a cache holds.
@@ -51,6 +63,9 @@ struct ColumnPasses {
   void (*sums)(const NormGradient<T>&);
   void (*backward)(const NormGradient<T>&);
   void (*select)(const NormGradient<T>&);
+  void (*maximum)(const MaximumGradient<T>&);
+  // to[c][r] = from[r][c]
+  void (*transpose)(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row);
 };
 
 }  // namespace msg3d

@@ -1,7 +1,7 @@
 // The loops of column_passes.h. Each instruction set's file instantiates them with its own flags; see microkernel.h for
 // why everything is a template over `Target`. Columns go by two vectors, whose coefficients stay in registers over all
-// rows, and then one by one; every column is summed row after row, whatever the vector's width. Arguments
-// are taken by value where they are used in a loop: the compiler then knows that no store changes them.
+// rows, then by one vector, the rest one by one; every column is summed row after row, whatever the vector's width.
+// Arguments are taken by value where they are used in a loop: the compiler then knows that no store changes them.
 #pragma once
 
 #include "column_passes.h"
@@ -13,10 +13,13 @@ struct ColumnLoops {
   static constexpr int kLanes = Target::kVectorBytes / sizeof(T);
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
-  // What one turn works on: two vectors side by side, or one number. (As a template's argument a vector type would lose
-  // its attribute.)
+  // What one turn works on: two vectors side by side, one, or one number. (As a template's argument a vector type would
+  // lose its attribute.)
   struct Wide {
     Vector value[2];
+  };
+  struct Narrow {
+    Vector value[1];
   };
   struct Single {
     T value[1];
@@ -40,11 +43,12 @@ struct ColumnLoops {
     }
   }
 
-  // Calls body(zero, column) with zeros of either kind.
+  // Calls body(zero, column) with zeros of each kind.
   template <typename Body>
   static inline __attribute__((always_inline)) void each_column(int64_t columns, const Body& body) {
     int64_t c = 0;
     for (; c + 2 * kLanes <= columns; c += 2 * kLanes) body(Wide{}, c);
+    for (; c + kLanes <= columns; c += kLanes) body(Narrow{}, c);
     for (; c < columns; ++c) body(Single{}, c);
   }
 
@@ -151,7 +155,58 @@ struct ColumnLoops {
 
   static void select(const NormGradient<T>& p) { select_as(p); }
 
-  static constexpr ColumnPasses<T> table() { return {&moments, &combine, &sums, &backward, &select}; }
+  template <bool kOneFirst, bool kTwoFirst>
+  static void maximum_as(const MaximumGradient<T> p) {
+    each_column(p.columns, [&](auto zero, int64_t c) {
+      using L = decltype(zero);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        const L here = load<L>(p.here + r * p.row + c), g = load<L>(p.g + r * p.row + c);
+        const L one = load<L>(p.one + r * p.row + c), two = load<L>(p.two + r * p.row + c);
+        const L kept = map([](auto h, auto o, auto g, auto z) { return (kOneFirst ? h > o : h >= o) ? g : z; }, here,
+                           one, g, zero);
+        const L won = map([](auto h, auto t, auto g, auto z) { return (kTwoFirst ? h > t : h >= t) ? g : z; }, here,
+                          two, kept, zero);
+        store(p.out + r * p.out_row + c,
+              map([](auto sum, auto g) { return sum + g; }, load<L>(p.out + r * p.out_row + c), won));
+      }
+    });
+  }
+
+  static void maximum(const MaximumGradient<T>& p) {
+    if (p.one_first) return p.two_first ? maximum_as<true, true>(p) : maximum_as<true, false>(p);
+    p.two_first ? maximum_as<false, true>(p) : maximum_as<false, false>(p);
+  }
+
+  static void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row) {
+    typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t r = 0; r < whole_rows; r += 4) {
+      for (int64_t c = 0; c < whole_columns; c += 4) {
+        Four a[4], half[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) __builtin_memcpy(&a[i], from + (r + i) * from_row + c, sizeof(Four));
+#pragma GCC unroll 2
+        for (int i = 0; i < 4; i += 2) {
+          half[i] = Four{a[i][0], a[i + 1][0], a[i][1], a[i + 1][1]};
+          half[i + 1] = Four{a[i][2], a[i + 1][2], a[i][3], a[i + 1][3]};
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          const Four low = {half[i][0], half[i][1], half[i + 2][0], half[i + 2][1]};
+          const Four high = {half[i][2], half[i][3], half[i + 2][2], half[i + 2][3]};
+          __builtin_memcpy(to + (c + 2 * i) * to_row + r, &low, sizeof(Four));
+          __builtin_memcpy(to + (c + 2 * i + 1) * to_row + r, &high, sizeof(Four));
+        }
+      }
+    }
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; ++r) to[c * to_row + r] = from[r * from_row + c];
+    }
+  }
+
+  static constexpr ColumnPasses<T> table() {
+    return {&moments, &combine, &sums, &backward, &select, &maximum, &transpose};
+  }
 };
 
 }  // namespace msg3d

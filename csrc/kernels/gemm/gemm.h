@@ -55,6 +55,9 @@ const char* supported_isas();
 // The fastest one that this machine supports, unless set_isa chose another.
 const Isa& current_isa();
 
+// The same for products of many columns, where another one may be the fastest.
+const Isa& current_wide_isa();
+
 // Chooses by name; "auto" returns to the fastest. False: no such name here, or this machine lacks it.
 bool set_isa(const char* name);
 

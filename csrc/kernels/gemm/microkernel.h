@@ -48,26 +48,28 @@ struct Microkernel {
     return Vector{((void)kLane, value)...};
   }
 
-  // Two vectors of a row of which `columns` values exist.
-  static inline __attribute__((always_inline)) void load_row(const T* from, int64_t columns, Vector& lo, Vector& hi) {
-    T edge[kWidth] = {};
-    if (columns < kWidth) {
+  // The vectors of a row of which `columns` values exist.
+  template <int kVectors>
+  static inline __attribute__((always_inline)) void load_row(const T* from, int64_t columns, Vector (&row)[kVectors]) {
+    T edge[kVectors * kLanes] = {};
+    if (columns < kVectors * kLanes) {
       for (int64_t j = 0; j < columns; ++j) edge[j] = from[j];
       from = edge;
     }
-    lo = load(from), hi = load(from + kLanes);
+    for (int j = 0; j < kVectors; ++j) row[j] = load(from + j * kLanes);
   }
 
-  template <int kRows>
+  // kVectors: 2, or 1 where that holds all columns.
+  template <int kRows, int kVectors>
   static void tile(const PanelProduct<T>& p, int64_t row) {
-    Vector lo[kRows] = {}, hi[kRows] = {};    // registers: the sum of the current block
-    Vector total_lo[kRows], total_hi[kRows];  // memory: start and the blocks so far, where there are several
+    Vector sum[kRows][kVectors] = {};  // registers: the sum of the current block
+    Vector total[kRows][kVectors];     // memory: start and the blocks so far, where there are several
     const bool several = p.segments * p.depth > kBlock;
     if (several) {
-      for (int i = 0; i < kRows; ++i) total_lo[i] = total_hi[i] = Vector{};
-      for (int i = 0; p.start && i < kRows; ++i) {
-        load_row(p.start + (row + i) * p.start_row, p.columns, total_lo[i], total_hi[i]);
+      for (int i = 0; i < kRows; ++i) {
+        for (int j = 0; j < kVectors; ++j) total[i][j] = Vector{};
       }
+      for (int i = 0; p.start && i < kRows; ++i) load_row(p.start + (row + i) * p.start_row, p.columns, total[i]);
     }
     int64_t block = kBlock;
     for (int64_t s = 0; s < p.segments; ++s) {
@@ -84,15 +86,18 @@ struct Microkernel {
         const int64_t steps = depth < block ? depth : block;
 #pragma GCC unroll 4
         for (int64_t d = steps; d > 0; --d) {
-          Vector b_lo = load(b), b_hi = load(b + kLanes);
-          MSG3D_KEEP_IN_REGISTER(b_lo);
-          MSG3D_KEEP_IN_REGISTER(b_hi);
+          Vector column[kVectors];
+#pragma GCC unroll 2
+          for (int j = 0; j < kVectors; ++j) {
+            column[j] = load(b + j * kLanes);
+            MSG3D_KEEP_IN_REGISTER(column[j]);
+          }
 #pragma GCC unroll 16
           for (int i = 0; i < kRows; ++i) {
             Vector value = broadcast(a[i][offset], std::make_index_sequence<kLanes>());
             MSG3D_KEEP_IN_REGISTER(value);
-            lo[i] += value * b_lo;
-            hi[i] += value * b_hi;
+#pragma GCC unroll 2
+            for (int j = 0; j < kVectors; ++j) sum[i][j] += value * column[j];
           }
           offset += a_depth;
           b += b_depth;
@@ -103,56 +108,60 @@ struct Microkernel {
           block = kBlock;
 #pragma GCC unroll 16
           for (int i = 0; i < kRows; ++i) {
-            total_lo[i] += lo[i], total_hi[i] += hi[i];
-            lo[i] = hi[i] = Vector{};
+#pragma GCC unroll 2
+            for (int j = 0; j < kVectors; ++j) total[i][j] += sum[i][j], sum[i][j] = Vector{};
           }
         }
       }
     }
     if (several) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) lo[i] += total_lo[i], hi[i] += total_hi[i];
+      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) sum[i][j] += total[i][j];
+      }
     } else if (p.start) {
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        Vector start_lo, start_hi;
-        load_row(p.start + (row + i) * p.start_row, p.columns, start_lo, start_hi);
-        lo[i] += start_lo, hi[i] += start_hi;
+        Vector start[kVectors];
+        load_row(p.start + (row + i) * p.start_row, p.columns, start);
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) sum[i][j] += start[j];
       }
     }
     const int64_t c_row = p.c_row;
     T* c = p.c + row * c_row;
-    if (p.columns == kWidth) {
+    if (p.columns == kVectors * kLanes) {
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i, c += c_row) {
-        __builtin_memcpy(c, &lo[i], sizeof(Vector));
-        __builtin_memcpy(c + kLanes, &hi[i], sizeof(Vector));
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) __builtin_memcpy(c + j * kLanes, &sum[i][j], sizeof(Vector));
       }
       return;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i, c += c_row) {
-      T edge[kWidth];
-      __builtin_memcpy(edge, &lo[i], sizeof(Vector));
-      __builtin_memcpy(edge + kLanes, &hi[i], sizeof(Vector));
+      T edge[kVectors * kLanes];
+      for (int j = 0; j < kVectors; ++j) __builtin_memcpy(edge + j * kLanes, &sum[i][j], sizeof(Vector));
       for (int64_t j = 0; j < p.columns; ++j) c[j] = edge[j];
     }
   }
 
-  template <std::size_t... kRow>
-  static void call_tile(int height, const PanelProduct<T>& p, int64_t row, std::index_sequence<kRow...>) {
-    static constexpr void (*kTiles[])(const PanelProduct<T>&, int64_t) = {&tile<kRow + 1>...};
-    kTiles[height - 1](p, row);
-  }
-
-  static void product(const PanelProduct<T>& p) {
+  template <int kVectors, std::size_t... kRow>
+  static void run(const PanelProduct<T>& p, std::index_sequence<kRow...>) {
+    static constexpr void (*kTiles[])(const PanelProduct<T>&, int64_t) = {&tile<kRow + 1, kVectors>...};
     const int64_t tiles = (p.rows + kMaxRows - 1) / kMaxRows;
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i) {
-      const int height = static_cast<int>((p.rows * (i + 1)) / tiles - row);
-      call_tile(height, p, row, std::make_index_sequence<kMaxRows>());
+      const int64_t height = p.rows * (i + 1) / tiles - row;
+      kTiles[height - 1](p, row);
       row += height;
     }
+  }
+
+  static void product(const PanelProduct<T>& p) {
+    constexpr auto kHeights = std::make_index_sequence<kMaxRows>();
+    p.columns > kLanes ? run<2>(p, kHeights) : run<1>(p, kHeights);
   }
 
   static constexpr Gemm<T> gemm() { return {kWidth, &product}; }

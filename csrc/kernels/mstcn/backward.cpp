@@ -62,21 +62,11 @@ void unconvolve(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p, cons
   outer.b_depth = b, outer.b_segment = frame, outer.c_row = padded;
   for (int64_t tap = 0; tap < p.taps; ++tap) {
     for (int64_t column = 0; column < b; column += width) {
+      outer.columns = std::min(width, b - column);
       outer.a = h + tap * d * frame, outer.b = grad_z + (begin - first_out) * frame + column;
       outer.c = partial + tap * b * padded + column;
       accumulate(call.gemm, outer);
     }
-  }
-}
-
-// g += gz where `here` is the maximum of three frames; of equal ones the first in time has it.
-template <typename T>
-void add_winners(int64_t count, const T* __restrict here, const T* __restrict one, const T* __restrict two,
-                 bool one_first, bool two_first, const T* __restrict gz, T* __restrict g) {
-  for (int64_t c = 0; c < count; ++c) {
-    const bool beats_one = one_first ? here[c] > one[c] : here[c] >= one[c];
-    const bool beats_two = two_first ? here[c] > two[c] : here[c] >= two[c];
-    g[c] += beats_one & beats_two ? gz[c] : T(0);
   }
 }
 
@@ -92,17 +82,20 @@ void unpool(const Walk<T>& walk, const batch_norm::Affine<T>& affine_p, const Ch
   T *h = local.h.get(), *grad_z = local.grad_z.get();
   normalized_branch(call, walk.saved.p, affine_p, branch, piece.sample, first_h, piece.last + 2, h);
   walk.grad_rows(walk.saved.z, walk.norm_z, piece.sample, first_out, last_out, branch * b, b, grad_z, b);
+  MaximumGradient<T> pass{};
+  pass.rows = p.V, pass.columns = pass.row = b, pass.out_row = E;
   for (int64_t f = piece.first; f < piece.last; ++f) {
-    for (int64_t v = 0; v < p.V; ++v) {
-      T* g = g_p + ((piece.sample * p.T + f) * p.V + v) * E + branch * b;
-      std::memset(g, 0, b * sizeof(T));
-      for (int64_t slot = 0; slot < 3; ++slot) {  // this frame is `slot` of output t
-        const int64_t start = f + 1 - slot, t = floor_div(start, s);
-        if (t * s != start || t < first_out || t >= last_out) continue;
-        const T* row = h + (start - 1 - first_h) * frame + v * b;
-        add_winners(b, row + slot * frame, row + (slot + 1) % 3 * frame, row + (slot + 2) % 3 * frame,
-                    (slot + 1) % 3 < slot, (slot + 2) % 3 < slot, grad_z + (t - first_out) * frame + v * b, g);
-      }
+    pass.out = g_p + (piece.sample * p.T + f) * p.V * E + branch * b;
+    for (int64_t v = 0; v < p.V; ++v) std::memset(pass.out + v * E, 0, b * sizeof(T));
+    for (int64_t slot = 0; slot < 3; ++slot) {  // this frame is `slot` of output t
+      const int64_t start = f + 1 - slot, t = floor_div(start, s);
+      if (t * s != start || t < first_out || t >= last_out) continue;
+      const T* window = h + (start - 1 - first_h) * frame;
+      const int64_t one = (slot + 1) % 3, two = (slot + 2) % 3;
+      pass.here = window + slot * frame, pass.one = window + one * frame, pass.two = window + two * frame;
+      pass.one_first = one < slot, pass.two_first = two < slot;
+      pass.g = grad_z + (t - first_out) * frame;
+      call.gemm.passes.maximum(pass);
     }
   }
 }

@@ -115,10 +115,8 @@ void grad_aggregate(const Call<T>& call, const T* weight, Block block, int64_t f
       product.c = scratch + q * width, product.c_row = channel_panels * width;
       call.gemm.product(product);
     }
-    for (int64_t kc = 0; kc < KC; ++kc) {
-      for (int64_t t = 0; t < block.count; ++t) to[kc * width + t] = scratch[t * channel_panels * width + kc];
-      for (int64_t t = block.count; t < width; ++t) to[kc * width + t] = T(0);
-    }
+    if (block.count < width) zero(to, KC * width);
+    call.gemm.passes.transpose(block.count, KC, scratch, channel_panels * width, to, width);
   }
 }
 

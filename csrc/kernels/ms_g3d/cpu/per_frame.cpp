@@ -92,9 +92,7 @@ void pack_x(const Call<T>& call, const Sizes<T>& s, int64_t first, int64_t frame
       const T* row = local.x + (f * p.V + q * s.width) * s.width;
       T* to = local.x_by_node + (q * frames + f) * s.width * s.width;
       if (nodes < s.width) zero(to, s.width * s.width);
-      for (int64_t u = 0; u < nodes; ++u) {
-        for (int64_t c = 0; c < s.width; ++c) to[c * s.width + u] = row[u * s.width + c];
-      }
+      call.gemm.passes.transpose(nodes, s.width, row, s.width, to, s.width);
     }
   }
 }

@@ -155,9 +155,7 @@ void add_grad_A(const Call<T>& call, int64_t n, int64_t first, int64_t last, int
       T* to = gy_by_node + (q * windows + t) * width * width;
       const int64_t nodes = std::min(width, R - q * width);
       if (nodes < width) zero(to, outputs * width);
-      for (int64_t j = 0; j < nodes; ++j) {
-        for (int64_t o = 0; o < outputs; ++o) to[o * width + j] = from[j * p.O + o];
-      }
+      call.gemm.passes.transpose(nodes, outputs, from, p.O, to, width);
     }
   }
   for (int64_t w = 0; w < p.window; ++w) {
