@@ -109,6 +109,9 @@ class TrainConfig:
     ema: float = option(0.0, "decay of the average of the weights that is tested and saved; 0: none", at_least=0)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "bf16, fp16: automatic mixed precision")
     sync_bn: bool = option(False, "batch statistics over all processes instead of each one's own")
+    compile: bool = option(
+        False, "torch.compile the network; native steps stay as they are, absent persons are computed like the others"
+    )
     save_every: int = option(500, "optimizer steps between saves of last.ckpt within an epoch", at_least=1)
 
 

@@ -11,6 +11,8 @@ import contextlib
 import csv
 import io
 import math
+import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -86,6 +88,12 @@ class Trainer:
             )
         if config.test.checkpoint == "best" and config.data.val_split is None:
             raise UserError("test.checkpoint is best, but data.val_split is null; set one, or --test.checkpoint=last")
+        compiler = (os.environ.get("CXX") or "g++").split()[0]
+        if config.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
+            raise UserError(
+                f"train.compile needs a C++ compiler on the CPU, {compiler} is not there; install it, or leave "
+                "train.compile false"
+            )
         backend, note = choose_backend(config, device)
         self.config, self.folder, self.device = config, folder, device
         saved = distributed.shared(self._saved) if resume else None
@@ -119,9 +127,9 @@ class Trainer:
         self.position = Position()
         if saved is not None:
             self._restore(saved)
-        self.replica: nn.Module = self.model
+        self.replica: nn.Module = torch.compile(self.model) if t.compile else self.model
         if world > 1:
-            self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False)
+            self.replica = DistributedDataParallel(self.replica, forward_sync_buffers=False)
         self._local = torch.zeros(3, dtype=torch.float64)  # what this process has yet to add to the epoch's sums
         for line in clips.notes:
             self._say(line)

@@ -1,5 +1,6 @@
 """The training loop: schedule, order, shares, exact resume, and what may not be lost."""
 
+import copy
 import csv
 import json
 import signal
@@ -15,6 +16,7 @@ from tiny import assert_same_run, config, same_state, settings, start, write_cli
 from msg3d_fast import training
 from msg3d_fast.checkpoint import load_checkpoint, load_file
 from msg3d_fast.errors import UserError
+from msg3d_fast.model import Recognizer
 from msg3d_fast.run_folder import RunFolder
 from msg3d_fast.schedule import cosine_lr
 
@@ -87,6 +89,55 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(clips: Path, tmp_pat
             trainer._step(trainer._load(np.arange(8)), np.arange(8))
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_compile_compiles_what_trains(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(len(x))
+            return self.net(x)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    run = ("--train.epochs=1", "--data.val_split=null", "--test.num_clips=1")
+    training.train(config(clips, *run), tmp_path / "plain")
+    assert not calls
+    training.train(config(clips, *run, "--train.compile=true"), tmp_path / "compiled")
+    assert sum(calls) >= 2 * 17  # two passes over the training clips; the test runs without it
+    one, other = (load_file(tmp_path / name / "last.ckpt")["state_dict"] for name in ("plain", "compiled"))
+    assert same_state(one, other)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_uncompiled_one() -> None:
+    """In float64, where nothing else can hide: loss, gradients and statistics of two batches of different sizes."""
+    torch.manual_seed(0)
+    model = Recognizer(num_classes=4, base_channels=6, num_gcn_scales=2, num_g3d_scales=2, backend="native").double()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model.train(), fullgraph=True)
+    for number in (4, 3):
+        x, label = torch.randn(number, 2, 8, 17, 3, dtype=torch.float64), torch.arange(number)
+        x[0, 1] = 0  # absent
+        losses = [torch.nn.functional.cross_entropy(net(x), label) for net in (compiled, twin.train())]
+        losses[0].backward()
+        losses[1].backward()
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-10)
+    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert (one.grad - other.grad).abs().max() <= 1e-9 * max(1, other.grad.abs().max()), name
+    for (name, one), other in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_compiling_without_a_compiler_is_one_line(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(UserError, match="no-such-compiler is not there"):
+        training.train(config(clips, "--train.compile=true"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_same_seed_same_run(clips: Path, finished: Path, tmp_path: Path) -> None:
