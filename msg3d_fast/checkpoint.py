@@ -9,8 +9,10 @@ Sources: mmengine `runner/checkpoint.py`; pyskl; MS-G3D `main.py`.
 """
 
 import contextlib
+import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,34 @@ def convert_file(
     about = None if num_classes is not None else _about(load_file(source))
     save_checkpoint(model, destination, format, optimizer=state, about=about)
     return str(model.source)
+
+
+def publish_file(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    format: str = "msg3d_fast",
+    *,
+    layout: str | Layout | Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+) -> tuple[str, Path]:
+    """`convert_file` without optimizer, into a file that is named after its content, as MMAction2's `publish_model`.
+
+    Returns:
+        The format of the source, and the file: NAME-HASH.SUFFIX, HASH the first 8 digits of the sha256 of its bytes.
+    """
+    destination = Path(destination)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".publish-", dir=destination.parent) as folder:
+            whole = Path(folder) / destination.name
+            found = convert_file(source, whole, format, layout=layout, num_classes=num_classes)
+            digest = hashlib.sha256(whole.read_bytes()).hexdigest()
+            published = destination.with_name(f"{destination.stem}-{digest[:8]}{destination.suffix}")
+            os.replace(whole, published)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {destination} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    return found, published
 
 
 def describe_file(

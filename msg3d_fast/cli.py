@@ -233,6 +233,7 @@ def _checkpoint_verbs(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="take the optimizer state along, from the source or from FILE (the authors' checkpoints/checkpoint-*.pt)",
     )
+    convert.add_argument("--publish", action="store_true", help="end its name in 8 digits of its sha256, as MMAction2")
     convert.set_defaults(call=_checkpoint_convert)
 
 
@@ -411,8 +412,16 @@ def _checkpoint_info(options: argparse.Namespace) -> None:
 
 
 def _checkpoint_convert(options: argparse.Namespace) -> None:
-    from .checkpoint import convert_file
+    from .checkpoint import convert_file, publish_file
 
+    if options.publish:
+        if options.optimizer is not None:
+            raise UserError("checkpoint convert: published weights have no optimizer state; leave out --optimizer")
+        source, path = publish_file(
+            options.source, options.destination, options.format, layout=options.layout, num_classes=options.finetune
+        )
+        print(f"wrote {path}: {options.format}, from {source}; optimizer state and history left out")
+        return
     source = convert_file(
         options.source,
         options.destination,

@@ -1,5 +1,6 @@
 """Checkpoints of all upstreams in and out, and every file that is none."""
 
+import hashlib
 import os
 import pickle
 import resource
@@ -14,6 +15,7 @@ from torch import Tensor
 import msg3d_fast
 from msg3d_fast import Layout, Recognizer, UserError, load_checkpoint, save_checkpoint
 from msg3d_fast.checkpoint import convert_state_dict, load_file, load_weights, save_file
+from msg3d_fast.cli import main
 from msg3d_fast.graph import adjacency
 
 SMALL = {"num_classes": 5, "base_channels": 12, "num_gcn_scales": 4, "num_g3d_scales": 2, "backend": "reference"}
@@ -320,6 +322,28 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
     assert str(path) in one_line(error)
     assert load_file(path) == {"epoch": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.pth", "mmaction2"), ("a.safetensors", "msg3d_fast")])
+def test_published_file_is_named_after_its_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, format: str
+) -> None:
+    model = lived_in()
+    save_checkpoint(model, tmp_path / "last.ckpt", training={"epoch": 3, "optimizer": {"state": torch.ones(100)}})
+    command = ["checkpoint", "convert", str(tmp_path / "last.ckpt"), str(tmp_path / name), "--format", format]
+    for _ in range(2):  # the same content has the same name
+        assert main([*command, "--publish"]) == 0
+    (published,) = tmp_path.glob(f"a-*{Path(name).suffix}")
+    assert published.stem == f"a-{hashlib.sha256(published.read_bytes()).hexdigest()[:8]}"
+    assert str(published) in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["last.ckpt", published.name])
+    assert not {"optimizer", "training"} & load_file(published).keys()
+    assert same(load_checkpoint(published, backend="reference").state_dict(), model.state_dict())
+    assert main([*command, "--publish", "--optimizer"]) == 2
+    assert "leave out --optimizer" in capsys.readouterr().err
+    command[3] = str(tmp_path / "absent" / name)
+    assert main([*command, "--publish"]) == 2
+    assert "choose another folder" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
