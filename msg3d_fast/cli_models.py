@@ -38,7 +38,7 @@ def _export(options: argparse.Namespace) -> None:
         export.require_packages()
     trained = load_trained(options.source, backend="reference")
     metadata = export.describe(trained)
-    frames = 100 if trained.config is None else trained.config.data.clip_len
+    frames = int(metadata.get("clip_len", 100))
     print(f"exporting {trained.checkpoint}; about half a minute", flush=True)
     error = export.export_model(trained.model, destination, frames=frames, metadata=metadata)
     shape = f"(N, {metadata['num_person']}, T, {trained.model.layout.num_joints}, {metadata['in_channels']})"

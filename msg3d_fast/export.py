@@ -17,6 +17,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .model import Recognizer
 FEWEST_FRAMES = 5
 SUFFIXES = (".onnx", ".pt2")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SETTINGS = ("channels", "stream", "clip_len", "normalize", "semantics", "dtype", "img_shape")
 FLOOR = 2.0**-19  # sixteen units of float32 rounding
 
 
@@ -44,7 +46,7 @@ def export_model(
         model: of any backend and device; exported in eval mode and float32.
         path: ends in .onnx or .pt2. The file appears whole and checked, or not at all.
         frames: T of the clips that are compared; half as many are, too.
-        metadata: what `describe` says, or more; stands in the ONNX file's `metadata_props`, in the .pt2 file's
+        metadata: by default what `describe` says; stands in the ONNX file's `metadata_props`, in the .pt2 file's
             `metadata.json`.
 
     Returns:
@@ -66,7 +68,7 @@ def export_model(
         require_packages()
     model = copy.deepcopy(model).cpu().float().eval()
     model.backend = "reference"
-    metadata = dict(metadata or {})
+    metadata = describe(Trained(model, path)) if metadata is None else metadata
     program = _trace(model)
     if path.suffix == ".onnx":
         content = onnx_file(program, metadata)
@@ -80,24 +82,27 @@ def export_model(
 
 
 def describe(trained: Trained) -> dict[str, str]:
-    """What a user of the exported file must know, as text: sizes, joints, classes, and how clips are made of poses."""
+    """What a user of the exported file must know, as text: sizes, joints, classes, and how clips are made of poses.
+
+    The last, `stream` and so on, is what the checkpoint or its run's configuration tells; see `preprocessing`.
+    """
     from . import __version__
 
-    model, config = trained.model, trained.config
+    model, told = trained.model, trained.model.preprocessing or {}
     found: dict[str, Any] = {
         "msg3d_fast": __version__,
-        "input": "clips (N, num_person, clip_len, joints, in_channels); absent persons are zero",
+        "input": "clips (N, num_person, T, joints, in_channels); absent persons are zero",
         "output": "logits (N, num_classes)",
         "layout": model.layout.name,
         "joint_names": json.dumps(model.layout.joint_names),
         "num_person": model.hparams["num_person"],
         "in_channels": model.hparams["in_channels"],
         "num_classes": model.hparams["num_classes"],
-        "class_names": json.dumps(trained.label_names),
+        "class_names": json.dumps(told.get("label_names", trained.label_names)),
     }
-    if config is not None:
-        d = config.data
-        found |= {"stream": d.stream, "clip_len": d.clip_len, "normalize": d.normalize, "semantics": d.semantics}
+    if not told and trained.config is not None:
+        told = asdict(trained.config.data)
+    found |= {key: told[key] for key in SETTINGS if told.get(key) is not None}
     return {key: str(value) for key, value in found.items()}
 
 

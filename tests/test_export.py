@@ -1,5 +1,6 @@
 """Export: files that give the model's logits for any number of clips and frames, or no file at all."""
 
+import copy
 import json
 import re
 from importlib import util
@@ -20,6 +21,7 @@ from msg3d_fast.config import Config
 from msg3d_fast.errors import UserError
 from msg3d_fast.experiment import Trained
 from msg3d_fast.model import Recognizer
+from msg3d_fast.preprocessing import Preprocessing
 
 needs_onnx = pytest.mark.skipif(
     any(util.find_spec(name) is None for name in export.PACKAGES), reason="the extra `export` is not installed"
@@ -75,6 +77,18 @@ def test_onnx(model: Recognizer, tmp_path: Path) -> None:
     assert json.loads(about["class_names"]) == list("abcdefg")
     assert (about["stream"], about["clip_len"], about["num_person"]) == ("j", "100", "2")
     assert_same_logits(model, export.onnx_session(path.read_bytes(), threads=1))
+
+
+def test_what_a_file_says_of_its_clips(model: Recognizer) -> None:
+    other = copy.deepcopy(model)
+    about = export.describe(Trained(other, Path("net.ckpt")))
+    assert about["class_names"] == "[]"
+    assert not {"stream", "clip_len"} & about.keys()  # nobody knows
+    other.preprocessing = Preprocessing(channels="xys", label_names=tuple("abcdefg"), stream="bm", clip_len=64).plain()
+    about = export.describe(Trained(other, Path("net.ckpt"), Config()))
+    assert json.loads(about["class_names"]) == list("abcdefg")
+    assert (about["stream"], about["clip_len"], about["channels"]) == ("bm", "64", "xys")
+    assert "img_shape" not in about
 
 
 class Runs(nn.Module):
