@@ -28,6 +28,18 @@ def add_verbs(verb: Any) -> None:
     command.add_argument("--config", metavar="NAME|FILE", help="a configuration's network instead; takes overrides")
     command.add_argument("--frames", type=int, metavar="T", help="of the clip; default: the run's clip_len, or 100")
 
+    command = verb(
+        "view",
+        _view,
+        "Write clips of a data set as animations, with their class and what a run took them for.",
+        "msg3d-fast view embedded MilitarySalute_body_f0016 --run-dir runs/quickstart",
+    )
+    command.add_argument("data", metavar="DATA", help="what --data.path takes")
+    command.add_argument("ids", nargs="+", metavar="ID", help="of clips; worst_clips.csv of a run names some")
+    command.add_argument("--run-dir", metavar="DIR", help="run whose test is quoted")
+    command.add_argument("--out", default=".", metavar="DIR", help="folder of the files ID.gif; default: this one")
+    command.add_argument("--fps", type=float, default=15.0, metavar="F", help="frames per second; default: 15")
+
 
 def _export(options: argparse.Namespace) -> None:
     from . import export
@@ -68,3 +80,10 @@ def _flops(options: argparse.Namespace) -> None:
     clip = (1, h["num_person"], frames, model.layout.num_joints, h["in_channels"])
     print(f"one clip {clip}; millions of multiply-adds, of which each is two FLOPs\n")
     print(flops.table(flops.count(model, frames)))
+
+
+def _view(options: argparse.Namespace) -> None:
+    from .view import view
+
+    files = view(options.data, options.ids, options.out, run=options.run_dir, fps=options.fps)
+    print(f"wrote {', '.join(map(str, files))}")

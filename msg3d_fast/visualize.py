@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG bytes: learning curves and the confusion matrix."""
+"""Figures of a run as PNG bytes, learning curves and the confusion matrix, and a clip as an animated GIF."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]]) -> bytes:
@@ -74,6 +75,56 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ()) -> bytes:
             count = int(matrix[row, column])
             axes.text(column, row, count, ha="center", va="center", fontsize=7, color=color)
     return _png(figure)
+
+
+def skeleton_animation(
+    poses: np.ndarray,
+    bones: Sequence[tuple[int, int]],
+    lines: Sequence[str] = (),
+    *,
+    upright: bool = False,
+    fps: float = 15.0,
+    size: int = 480,
+) -> bytes:
+    """A clip as an animated GIF, seen from the front: the first two coordinates. Joints that are all zero are missing.
+
+    Args:
+        poses: (M, T, V, C), C at least 2; the third coordinate or confidence is not shown.
+        bones: pairs of joints.
+        lines: of text over the picture.
+        upright: whether the second coordinate grows upwards, as in space, and not downwards, as in images.
+        fps: frames per second.
+        size: pixels of the longer side.
+    """
+    poses = np.asarray(poses, np.float64)
+    there, points = poses.any(-1), poses[..., :2] * ([1, -1] if upright else [1, 1])
+    seen = points[there] if there.any() else np.zeros((1, 2))
+    low, high = seen.min(0), seen.max(0)
+    font = ImageFont.load_default(size=16)
+    margin, head, extent = 20, 22 * len(lines) + 10, max(float((high - low).max()), 1e-9)
+    scale = (size - 2 * margin) / extent
+    width, height = (max(int((high - low)[i] * scale), 200 if i == 0 else 1) + 2 * margin for i in (0, 1))
+    pixels = (points - (low + high) / 2) * scale + [width / 2, height / 2 + head]
+    frames = []
+    for t in range(poses.shape[1]):
+        image = Image.new("RGB", (width, height + head), "white")
+        draw = ImageDraw.Draw(image)
+        for number, text in enumerate(lines):
+            draw.text((margin, 8 + 22 * number), text, "black", font=font)
+        for person, visible, color in zip(pixels[:, t], there[:, t], _PERSONS * len(poses), strict=False):
+            for a, b in bones:
+                if visible[a] and visible[b]:
+                    draw.line([*person[a], *person[b]], color, width=3)
+            for x, y in person[visible]:
+                draw.ellipse([x - 4, y - 4, x + 4, y + 4], color)
+        frames.append(image)
+    buffer = io.BytesIO()
+    later, duration = frames[1:], max(20, round(1000 / fps))  # viewers slow shorter frames down
+    frames[0].save(buffer, "GIF", save_all=True, append_images=later, duration=duration, loop=0)
+    return buffer.getvalue()
+
+
+_PERSONS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728")
 
 
 def _png(figure: Figure) -> bytes:

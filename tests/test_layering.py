@@ -70,7 +70,8 @@ MAY_IMPORT = {
     "doctor": RUN,
     "multistream": {"config", "distributed", "ensemble", "errors", "training"},
     "flops": MODEL | {"config"},
-    "cli_models": RUN | {"export", "flops"},
+    "view": DATA | {"containers", "score_files", "visualize"},
+    "cli_models": RUN | {"export", "flops", "view"},
     "cli": RUN
     | {"cli_models", "cli_predict", "doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
