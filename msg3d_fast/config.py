@@ -106,6 +106,9 @@ class TrainConfig:
     class_prob: str | list[float] | dict[int, float] | None = option(
         None, "times a pass takes the clips of a class: balanced, a number for each, or {class: number}"
     )
+    freeze: int = option(
+        0, "stages of the backbone that keep weights and statistics, counted from the input", at_least=0, at_most=3
+    )
     ema: float = option(0.0, "decay of the average of the weights that is tested and saved; 0: none", at_least=0)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "bf16, fp16: automatic mixed precision")
     sync_bn: bool = option(False, "batch statistics over all processes instead of each one's own")

@@ -31,6 +31,7 @@ from .data import Order
 from .errors import UserError
 from .experiment import build_model, choose_backend, make_pipeline, open_clips, person_slots
 from .losses import Loss, class_weights
+from .model import MSG3D
 from .normalization import synchronize
 from .optimization import Descent
 from .progress import Progress, duration
@@ -112,6 +113,13 @@ class Trainer:
         self.model.preprocessing = preprocessing.of_training(config, self.test, classes).plain()
         if t.sync_bn:
             synchronize(self.model)
+        self.frozen = _first_stages(self.model.backbone, t.freeze)
+        if self.frozen and saved is None and config.model.checkpoint is None:
+            raise UserError(
+                f"train.freeze is {t.freeze}, but the network starts from random weights; set --model.checkpoint"
+            )
+        for module in self.frozen:
+            module.requires_grad_(False)
         label = self.train.clipset.label
         self.loss = Loss(
             t.loss,
@@ -163,6 +171,8 @@ class Trainer:
         batches = self._batches(p.epoch)
         started = time.monotonic() - p.seconds
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         with ThreadPoolExecutor(max_workers=1) as loader:
             upcoming = loader.submit(self._load, batches[p.step])
             while p.step < self.steps:
@@ -351,6 +361,14 @@ def train(config: Config, run_dir: str | Path, *, resume: bool = True) -> dict[s
             best = distributed.shared(lambda: load_file(folder / "best.ckpt"))
             model.load_state_dict(best["state_dict"])
         return evaluation.report(model, trainer.test, folder, config.test)
+
+
+def _first_stages(net: MSG3D, number: int) -> list[nn.Module]:
+    """The modules of the first stages of the backbone, 1 to 3 of them."""
+    if number == 3:
+        return [net]
+    names = [f"{part}{stage}" for stage in range(1, number + 1) for part in ("gcn3d", "sgcn", "tcn")]
+    return [getattr(net, name) for name in (["data_bn"] * (number > 0) + names)]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

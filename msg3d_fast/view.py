@@ -38,19 +38,36 @@ def view(
     numbers = [_position(clips.frame_dir.tolist(), one, str(data)) for one in ids]
     if not out.is_dir():
         raise UserError(f"{out}: there is no such folder; make it, or choose another")
-    files = []
+    files, upright = [], _upright(clips)
     for number in numbers:
         content = visualize.skeleton_animation(
             clips.clip(number),
             clips.layout.inward,
             [str(clips.frame_dir[number]), *_words(clips, number, scores)],
-            upright=clips.channels == "xyz",
+            upright=upright,
             fps=fps,
         )
         path = out / f"{str(clips.frame_dir[number]).replace('/', '_')}.gif"
         write_whole(path, content, what="animation")
         files.append(path)
     return files
+
+
+def _upright(clips: ClipSet) -> bool:
+    """Whether the second coordinate grows upwards: told from heads and feet, else so in space and not in images."""
+    names = [name.lower() for name in clips.layout.joint_names]
+    head, foot = ([any(word in name for word in words) for name in names] for words in (_HEAD, _FOOT))
+    above = below = 0
+    for i in range(0, len(clips), max(1, len(clips) // 50)):
+        poses = np.asarray(clips.clip(i), np.float64)
+        seen = poses.any(-1)  # (M, T, V)
+        if seen[..., head].any() and seen[..., foot].any():
+            higher = poses[..., head, 1][seen[..., head]].mean() > poses[..., foot, 1][seen[..., foot]].mean()
+            above, below = above + higher, below + (not higher)
+    return above > below if above != below else clips.channels == "xyz"
+
+
+_HEAD, _FOOT = ("head", "nose", "neck"), ("ankle", "foot")
 
 
 def _words(clips: ClipSet, number: int, scores: Scores | None) -> list[str]:

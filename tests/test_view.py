@@ -11,6 +11,7 @@ from tiny import fails, write_clips
 from msg3d_fast import visualize
 from msg3d_fast.cli import main
 from msg3d_fast.data import open_dataset
+from msg3d_fast.view import view
 
 
 def pictures(content: bytes) -> np.ndarray:
@@ -58,6 +59,17 @@ def test_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     ]
     assert len(pictures((tmp_path / "clip07.gif").read_bytes())) == open_dataset(path).total_frames[7]
     assert "clip07.gif" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_heads_are_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+    path = write_clips(tmp_path / "clips.npz")
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "keypoints": arrays["keypoints"] * [1, sign, 1]})
+    told = []
+    monkeypatch.setattr(visualize, "skeleton_animation", lambda *a, upright, **k: told.append(upright) or b"GIF")
+    view(path, ["clip00"], tmp_path)
+    assert told == [sign > 0]  # joint 0 is a foot and the last one the head, five times as high
 
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
