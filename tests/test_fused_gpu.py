@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import emulated
 import pytest
+import temporal_kernels
 import torch
 from test_inference import CHANGES, MODELS, build, clips, in_double, scramble
 from tolerance import assert_as_good_as_eager, error
@@ -246,34 +247,6 @@ def test_what_it_refuses(make: object, message: str) -> None:
 # ---- the two operators that only `fuse` calls
 
 
-def temporal(N: int, T: int, V: int, width: int, last: int, stride: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*sizes: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(sizes, generator=draw) * scale).to(dtype)
-
-    last_format = {"memory_format": torch.channels_last}
-    return {
-        "h": normal(N, 5 * width, T, V).contiguous(**last_format),
-        "weight": normal(4, 3, width, width, scale=(3 * width) ** -0.5),
-        "scale": normal(width),
-        "out": normal(N, 5 * width + last, (T - 1) // stride + 1, V).contiguous(**last_format),
-    }
-
-
-def expected_temporal(given: dict[str, Tensor], stride: int, relu: bool, dtype: torch.dtype) -> Tensor:
-    h, weight, scale, out = (tensor.to(dtype) for tensor in given.values())
-    *parts, pooled = h.split(weight.shape[2], 1)
-    added = [
-        F.conv2d(part, taps.permute(1, 2, 0).unsqueeze(3), stride=(stride, 1), padding=(d, 0), dilation=(d, 1))
-        for d, (part, taps) in enumerate(zip(parts, weight, strict=True), 1)
-    ]
-    added.append(F.max_pool2d(pooled, (3, 1), (stride, 1), (1, 0)) * scale.view(-1, 1, 1))
-    joined = torch.cat(added, 1)
-    y = out + F.pad(joined, (0, 0, 0, 0, 0, out.shape[1] - joined.shape[1]))
-    return y.relu() if relu else y
-
-
 TEMPORAL = {  # N, T, V, channels of a branch, of the last one; frames from one output to the next
     "widths_16": (2, 9, 5, 16, 16, 1),
     "widths_32_stride_2": (1, 12, 17, 32, 32, 2),
@@ -289,8 +262,8 @@ TEMPORAL = {  # N, T, V, channels of a branch, of the last one; frames from one 
 def test_temporal_branches(case: str, dtype: torch.dtype) -> None:
     *_, stride = sizes = TEMPORAL[case]
     for relu in (False, True):
-        given = temporal(*sizes, dtype)
-        exact, eager = (expected_temporal(given, stride, relu, type) for type in (torch.float64, dtype))
+        given = temporal_kernels.inputs(*sizes, dtype)
+        exact, eager = (temporal_kernels.expected(given, stride, relu, type) for type in (torch.float64, dtype))
         given["out"] = given["out"].clone()
         raw.mstcn_folded(*given.values(), [1, 2, 3, 4], stride, relu)
         floor = SHORT.get(dtype, 2.0**-42 if dtype == torch.float64 else 2.0**-21)
@@ -299,9 +272,9 @@ def test_temporal_branches(case: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_broken_frame_stays_where_it_is_read(dtype: torch.dtype) -> None:
-    given = temporal(2, 12, 5, 16, 16, 1, dtype)
+    given = temporal_kernels.inputs(2, 12, 5, 16, 16, 1, dtype)
     given["h"][0, :, 6, 2] = torch.nan
-    expected = expected_temporal(given, 1, False, torch.float64)
+    expected = temporal_kernels.expected(given, 1, False, torch.float64)
     raw.mstcn_folded(*given.values(), [1, 2, 3, 4], 1, True)
     assert torch.isnan(expected).any()
     assert torch.equal(torch.isnan(given["out"]), torch.isnan(expected))
@@ -319,7 +292,7 @@ def test_a_broken_frame_stays_where_it_is_read(dtype: torch.dtype) -> None:
     ids=["even_taps", "scale", "out", "h", "types"],
 )
 def test_temporal_errors(change: dict[str, Tensor], message: str) -> None:
-    given = temporal(2, 9, 5, 16, 16, 1, torch.float32) | change
+    given = temporal_kernels.inputs(2, 9, 5, 16, 16, 1, torch.float32) | change
     with pytest.raises(RuntimeError, match="mstcn_folded: " + message):
         raw.mstcn_folded(*given.values(), [1, 2, 3, 4], 1, True)
 
@@ -373,7 +346,7 @@ def test_collapse_says_where_there_is_no_kernel() -> None:
 
 def test_operators_that_write_in_place_check() -> None:
     checks = {"test_utils": ("test_schema", "test_faketensor", "test_aot_dispatch_static")}
-    given = temporal(1, 3, 4, 6, 6, 1, torch.float32)
+    given = temporal_kernels.inputs(1, 3, 4, 6, 6, 1, torch.float32)
     torch.library.opcheck(raw.mstcn_folded, (*given.values(), [1, 2, 3, 4], 1, True), **checks)
     given = g3d(3, 48, 48, (3, 1, 1), torch.bfloat16)
     torch.library.opcheck(raw.ms_g3d_collapse, (*given.values(), True, False, 3, 1, 1), **checks)
