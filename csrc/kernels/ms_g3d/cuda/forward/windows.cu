@@ -165,7 +165,7 @@ SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kN
   const T* const bias = static_cast<const T*>(call.bias);
 #pragma unroll
   for (int m = 0; m < 3; ++m) {
-    const bool biased = bias && o + 16 * m < call.O;
+    const bool biased = bias && opaque(o) + 16 * m < call.O;  // not known before: 128 nodes leave no register for it
     const float bias0 = biased ? to_float(load_readonly(bias + o + 16 * m)) : 0.f;
     const float bias1 = biased ? to_float(load_readonly(bias + o + 16 * m + 1)) : 0.f;
 #pragma unroll
