@@ -80,6 +80,11 @@ def _load() -> str | None:
         set_cuda_plan(os.environ.get("MSG3D_CUDA_PLAN") or "auto")
     except UserError as error:
         return f"MSG3D_ISA or MSG3D_ORDER in the environment is wrong: {error}"
+    except AttributeError as error:  # an operator that is called here and not there
+        return (
+            f"the native library of msg3d_fast was built from other sources than the Python files ({error}): install "
+            "msg3d_fast again, or use backend='reference'"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import setuptools
@@ -235,6 +235,17 @@ def test_a_library_that_does_not_load_says_so(copy: Path) -> None:
     ran = run_python("from msg3d_fast import _library; print(_library.info()['reason'])", copy)
     assert ran.stdout.startswith("the native library of msg3d_fast does not load into torch"), ran.stderr
     assert ran.stdout.count("\n") == 1
+
+
+def test_a_library_of_other_sources_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older:
+        """The operators of a library that was built before ms_g3d_set_cuda_plan was written."""
+
+        set_isa = staticmethod(lambda name: True)
+        ms_g3d_set_order = staticmethod(lambda name: True)
+
+    monkeypatch.setattr(_library.torch, "ops", SimpleNamespace(msg3d_fast=Older))
+    assert "built from other sources than the Python files" in _library._load()
 
 
 @pytest.mark.slow

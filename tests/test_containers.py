@@ -18,6 +18,7 @@ from upstream_files import MessageHub, upstream_installed, write_mmaction2
 
 from msg3d_fast import Layout, UserError, load_checkpoint, save_checkpoint
 from msg3d_fast.checkpoint import convert_state_dict, load_file
+from msg3d_fast.containers import save_file
 
 
 @pytest.mark.parametrize(
@@ -244,3 +245,10 @@ def test_pickles_of_a_newer_protocol(tmp_path: Path) -> None:
     torch.save({"state_dict": lived_in().state_dict()}, tmp_path / "a.pth", pickle_protocol=pickle.HIGHEST_PROTOCOL)
     with pytest.raises(UserError, match="a newer pickle protocol"):
         load_file(tmp_path / "a.pth")
+
+
+def test_a_device_is_no_place_for_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe cannot be written: it exists and is no regular file"):
+        save_file({"a": torch.ones(1)}, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
