@@ -231,10 +231,16 @@ def test_compiled(dtype: torch.dtype) -> None:
         assert torch.equal(compiled(x), fused(x))
 
 
+def half_in_double() -> Recognizer:
+    model = build()
+    model.cls_head.double()
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: on_gpu(build().to(torch.complex64)), "fuse needs one float type on one device"),
+        (lambda: on_gpu(half_in_double()), "fuse needs one float type on one device: use model.float"),
         (lambda: on_gpu(build())(torch.randn(1, 2, 4, 17, 3, device="meta")), "input is on meta, this model on cpu"),
         (lambda: on_gpu(build())(torch.randn(1, 2, 4, 17, 3).bfloat16()), "input is torch.bfloat16, this model"),
     ],
