@@ -13,6 +13,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import setuptools
 
+from msg3d_fast import _library
+
 ROOT = Path(__file__).resolve().parents[1]
 SECOND_PYTHON = os.environ.get("MSG3D_SECOND_PYTHON")
 PARITY = """
