@@ -152,13 +152,16 @@ def info() -> dict[str, object]:
 
     Returns:
         `available` and, if not, `reason`; from the build `torch`, `isas`, `cuda` (in words), `cuda_archs`; from the
-        binary `isa` in use, `supported_isas`, `compiler` and `cuda_runtime`: null without CUDA code, else versions,
-        CUDA's error code (35 or 100 without a GPU) and the devices with whether the binary holds code for each.
+        binary `isa` in use, `wide_isa` in training's wide products, `supported_isas`, `compiler` and `cuda_runtime`:
+        null without CUDA code, else versions, CUDA's error code (35 or 100 without a GPU) and the devices with whether
+        the binary holds code for each.
     """
     facts: dict[str, object] = {"available": available(), "reason": _reason, **_build_info()}
     if available():
         binary = json.loads(torch.ops.msg3d_fast.info())
-        facts |= {"isa": binary["isa"], "supported_isas": binary["supported_isas"].split()}
+        facts |= {name: binary[name] for name in ("isa", "wide_isa")} | {
+            "supported_isas": binary["supported_isas"].split()
+        }
         facts |= {"compiler": binary["compiler"], "cuda_runtime": binary["cuda"]}
     return facts
 

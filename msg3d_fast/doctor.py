@@ -150,11 +150,12 @@ def _native() -> str:
     except UserError as error:
         return str(error)
     facts = _library.info()
-    isas = ", ".join(facts["supported_isas"])
-    return (
-        f"built against torch {facts['torch']} with compiler {facts['compiler']}; {facts['isa']} in use, of {isas}; "
-        f"{facts['cuda']}"
-    )
+    isas, used = ", ".join(facts["supported_isas"]), facts["isa"]
+    if facts["wide_isa"] != used:
+        used += f" in use, {facts['wide_isa']} for training's wide products"
+    else:
+        used += " in use"
+    return f"built against torch {facts['torch']} with compiler {facts['compiler']}; {used}, of {isas}; {facts['cuda']}"
 
 
 def _training() -> str:

@@ -1,6 +1,7 @@
 """The GPU's binding, plans and kernels over CPU tensors: the ordinary tests of ms_g3d, of blocks and of networks."""
 
 import copy
+import sys
 from collections.abc import Iterator
 
 import emulated
@@ -237,6 +238,7 @@ def test_where_it_is_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Non
     def missing(name: str) -> None:
         raise ImportError(name)
 
+    monkeypatch.delitem(sys.modules, "msg3d_fast._emulated", raising=False)
     monkeypatch.setattr(_library, "import_module", missing)
     monkeypatch.setattr(_library, "__file__", str(tmp_path / "_library.py"))
     with pytest.raises(UserError, match=r"is not built: run 'python setup.py build_emulated' in the source folder"):

@@ -33,8 +33,9 @@ std::string cuda_info() { return "null"; }
 
 std::string info() {
   std::ostringstream json;
-  json << "{\"isa\": \"" << current_isa().name << "\", \"supported_isas\": \"" << supported_isas()
-       << "\", \"compiler\": \"" << __VERSION__ << "\", \"cuda\": " << cuda_info() << "}";
+  json << "{\"isa\": \"" << current_isa().name << "\", \"wide_isa\": \"" << current_wide_isa().name
+       << "\", \"supported_isas\": \"" << supported_isas() << "\", \"compiler\": \"" << __VERSION__
+       << "\", \"cuda\": " << cuda_info() << "}";
   return json.str();
 }
 
