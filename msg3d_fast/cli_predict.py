@@ -142,8 +142,8 @@ def _names(path: str, classes: int) -> tuple[str, ...]:
 def _source(options: argparse.Namespace, predictor: Any) -> Any:
     from .data.poses import PoseSource
     from .data.readers import Options
+    from .data.video import VideoSource, is_video
     from .graph import get_layout
-    from .video import VideoSource, is_video
 
     most = options.max_person or (10 if options.per_person else None)
     given = Options(

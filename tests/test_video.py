@@ -14,7 +14,8 @@ import torch
 from tiny import fails
 
 import msg3d_fast as m
-from msg3d_fast import cli, video
+from msg3d_fast import cli
+from msg3d_fast.data import open_dataset, video
 from msg3d_fast.errors import UserError
 from msg3d_fast.graph import get_layout
 from msg3d_fast.preprocessing import Preprocessing
@@ -156,7 +157,29 @@ def test_verb_takes_a_video(
     film.write_bytes(b"other")
     assert "cannot be read as a video" in fails(capsys, "predict", str(film), *net)
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "needs the package av; pip install av, or msg3d_fast[video]" in fails(capsys, "predict", str(film), *net)
+    assert "videos need the package av; pip install av, or msg3d_fast[video]" in fails(
+        capsys, "predict", str(film), *net
+    )
+
+
+def test_labelled_videos_become_a_store(
+    av: type[FakeContainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (("jump/one", b"video"), ("run/two", b"video"), ("run/three", b"other")):
+        path = tmp_path / "films" / f"{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    monkeypatch.setattr("msg3d_fast.data.readers.videos.estimator_for", lambda layout, channels: squares)
+    source, place = str(tmp_path / "films"), tmp_path / "store"
+    assert cli.main(["prepare", source, str(place), "--dtype", "float32"]) == 0
+    assert "skipped run/three.mp4: cannot be read as a video" in capsys.readouterr().out
+    clips = open_dataset(place)
+    assert clips.frame_dir.tolist() == ["jump/one", "run/two"]
+    assert [clips.label_names[label] for label in clips.label] == ["jump", "run"]
+    assert clips.img_shape.tolist() == [[64, 96]] * 2
+    np.testing.assert_allclose(clips.clip(1)[0, :, 0, 0], 4 + 2 * np.arange(FRAMES))
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "videos need the package av; pip install av" in fails(capsys, "prepare", source, str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("layout", ["coco", "openpose"])

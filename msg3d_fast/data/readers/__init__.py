@@ -2,14 +2,11 @@
 
 from ...errors import UserError
 from ..tree import Tree
-from . import authors, coco, kinetics, msr_action3d, ntu, nw_ucla, openpose, pickled, table, utd_mhad, utkinect
+from . import authors, coco, kinetics, msr_action3d, ntu, nw_ucla, openpose, pickled, table, utd_mhad, utkinect, videos
 from .job import Clip, Format, Job, Options, Skipped, read_pieces
 
-FORMATS: dict[str, Format] = {
-    one.name: one
-    for reader in (pickled, ntu, kinetics, authors, nw_ucla, utd_mhad, msr_action3d, utkinect, openpose, coco, table)
-    for one in reader.FORMATS
-}
+_READERS = (pickled, ntu, kinetics, authors, nw_ucla, utd_mhad, msr_action3d, utkinect, openpose, coco, table, videos)
+FORMATS: dict[str, Format] = {one.name: one for reader in _READERS for one in reader.FORMATS}
 
 __all__ = ["FORMATS", "Clip", "Format", "Job", "Options", "Skipped", "choose_format", "read_pieces"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .data import ClipSet
-from .data.readers.job import MOST_FRAMES
-from .data.tracks import into_slots
-from .errors import UserError
-from .graph import Layout
+from ..errors import UserError
+from ..graph import Layout
+from .clips import ClipSet
+from .readers.job import MOST_FRAMES
+from .tracks import into_slots
 
-SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif")
+SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 Estimator = Callable[[np.ndarray], np.ndarray]
 
@@ -30,7 +30,7 @@ def is_video(path: str | Path) -> bool:
 
 
 class VideoSource:
-    """A video as one clip, read when it is gone through; the counterpart of `data.poses.PoseSource`.
+    """A video as one clip, read when it is gone through; the counterpart of `poses.PoseSource`.
 
     Args:
         path: the file.
@@ -165,7 +165,7 @@ def estimator_for(layout: Layout, channels: str) -> Estimator:
     if layout.name == "mediapipe33":
         return MediaPipe(world=channels == "xyz")
     raise UserError(
-        f"no pose estimator gives the joints of {layout.name} ({channels}): videos need a network of coco or openpose "
+        f"no pose estimator gives the joints of {layout.name} ({channels}): videos give poses of coco or openpose "
         "in 2-D, or of mediapipe33; estimate the poses yourself and give their files"
     )
 
@@ -225,11 +225,18 @@ class MediaPipe:
         return np.array([[(one.x * w, one.y * h, one.visibility) for one in marks.landmark]], np.float32)
 
 
+def require_decoder() -> None:
+    """Do nothing where PyAV is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    _package("av", "av")
+
+
 def _package(name: str, install: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
         missing = f"{name} ({error})" if error.name not in (None, name) else name
-        raise UserError(
-            f"prediction from videos needs the package {missing}; pip install {install}, or msg3d_fast[video]"
-        ) from None
+        raise UserError(f"videos need the package {missing}; pip install {install}, or msg3d_fast[video]") from None
