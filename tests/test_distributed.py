@@ -39,7 +39,7 @@ with RunFolder(folder, writes=distributed.rank() == 0) as run:
         statistics = [norm.running_var for norm in trainer.model.modules() if hasattr(norm, "running_var")]
         torch.save([gradients, trainer.position.sums, mean, statistics], folder + "/step.pt")
 distributed.stop()
-os._exit(0)  # the step is what is tested: once in some dozen runs torch's threads abort while the interpreter winds down
+os._exit(0)  # the step is what is tested; now and then a thread of torch aborts while the interpreter winds down
 """
 
 
