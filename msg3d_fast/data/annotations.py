@@ -167,7 +167,7 @@ def _parts(path: Path, content: Any) -> tuple[list[Any], Mapping[str, Any]]:
     if isinstance(content, dict) and "annotations" in content:
         content, splits = content["annotations"], content.get("split") or {}
     if not isinstance(content, list) or not isinstance(splits, dict):
-        keys = f" with the keys {', '.join(map(text, list(content)[:5]))}" if isinstance(content, dict) else ""
+        keys = f" with the keys {_in_one_line(list(content)[:5])}" if isinstance(content, dict) else ""
         raise UserError(
             f"{path}: holds a {type(content).__name__}{keys}, expected annotations: a dict with 'split' and "
             "'annotations', or a list of clips"
@@ -175,6 +175,11 @@ def _parts(path: Path, content: Any) -> tuple[list[Any], Mapping[str, Any]]:
     if not content:
         raise UserError(f"{path}: holds no clips; write at least one annotation")
     return content, splits
+
+
+def _in_one_line(names: list[Any]) -> str:
+    """Names out of a file, which may hold line breaks."""
+    return ", ".join(" ".join(text(name).split()) for name in names)
 
 
 def text(value: Any) -> str:
