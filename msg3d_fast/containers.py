@@ -8,7 +8,6 @@ configurations, NumPy values) comes back as inert stand-ins: its names are known
 Sources: mmengine `runner/checkpoint.py`, `logging/history_buffer.py`; mmcv 1.x `runner/checkpoint.py`.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .files import write_whole
 
 # Packages and modules whose objects an upstream's training file may hold; getattr is how pickle writes a method's name.
 _PACKAGES = ("mmengine", "mmcv", "mmaction", "mmcls", "mmdet", "mmpose", "pyskl", "addict", "numpy", "datetime")
@@ -156,7 +156,7 @@ def save_file(content: Any, path: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with buffer.getbuffer() as content:  # given back even if writing fails: the error's traceback holds the buffer
-        write_whole(path, content)
+        write_whole(path, content, "checkpoint")
 
 
 def save_published(state: Mapping[str, Tensor], about: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -175,7 +175,7 @@ def save_published(state: Mapping[str, Tensor], about: Mapping[str, Any], path: 
     state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     described = {**about, "sha256": {key: _digest(value) for key, value in state.items()}}
     header = json.dumps({**described, "digest": _json_digest(described)})
-    write_whole(path, save(state, {"format": "pt", _HEADER: header}))
+    write_whole(path, save(state, {"format": "pt", _HEADER: header}), "checkpoint")
 
 
 def _load_published(path: Path) -> dict[str, Any]:
@@ -221,29 +221,3 @@ def _digest(value: Tensor) -> str:
 
 def _json_digest(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes | memoryview, what: str = "checkpoint") -> None:
-    """Write a file that appears whole or, if that fails, leaves the one before it; errors call it `what`.
-
-    Raises:
-        UserError: the folder or the disk does not take it, or something stands there that is no file.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # a file moved to /dev/null would take the place of the device
-        raise UserError(f"{what} {path} cannot be written: it exists and is no regular file; choose another name")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(
-            f"{what} {path} cannot be written: {error.strerror or error}; nothing was changed: "
-            "free space or choose another folder, and save again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)

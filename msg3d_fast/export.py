@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .containers import write_whole
 from .errors import UserError
 from .experiment import Trained
+from .files import write_whole
 from .model import Recognizer
 
 FEWEST_FRAMES = 5

@@ -9,6 +9,7 @@ reads them. Weight matrices become panels of 16 output channels. Channel counts 
 takes a multiple of 16 places, those without a channel have zero weights and stay zero.
 """
 
+from abc import ABC, abstractmethod
 from operator import attrgetter, is_
 from typing import Any
 
@@ -194,7 +195,7 @@ class _Watch:
         return not all(map(is_, now, self._tensors)) or self._read() != self._state
 
 
-class FusedRecognizer(nn.Module):
+class FusedRecognizer(nn.Module, ABC):
     """A recogniser folded for inference; `fuse` makes it. Clips (N, M, T, V, C) -> logits (N, num_classes).
 
     Args:
@@ -221,9 +222,9 @@ class FusedRecognizer(nn.Module):
         """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
         return self._pooled(x).to(x.dtype)
 
+    @abstractmethod
     def _pooled(self, x: Tensor) -> Tensor:
         """Mean of the last stage over persons, frames and joints, as `fc_weight` takes it."""
-        raise NotImplementedError
 
     def _check(self, x: Tensor) -> None:
         h = self.hparams

@@ -11,8 +11,8 @@ import numpy as np
 from .data import ClipSet
 from .errors import UserError
 from .evaluation import csv_text
+from .files import write_whole
 from .predict import Predictor, Segment
-from .run_folder import RunFolder
 
 SUFFIXES = (".json", ".csv")
 
@@ -177,4 +177,4 @@ def write(found: list[Prediction], path: Path, *, timeline: bool, about: dict[st
             parts = [{key: v for key, v in asdict(s).items() if key not in drop} for s in one.segments]
             clips.append(entry | {"segments" if timeline else "top": parts})
         text = json.dumps(about | ({} if fps is None else {"fps": fps}) | {"clips": clips}, indent=1) + "\n"
-    RunFolder(path.parent).write(path.name, text)
+    write_whole(path, text.encode())

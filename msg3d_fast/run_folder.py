@@ -1,4 +1,4 @@
-"""The folder of a run: who may write in it, and files that appear whole or not at all."""
+"""The folder of a run, and who may write in it."""
 
 import fcntl
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .errors import UserError
+from .files import write_whole
 
 
 class RunFolder:
@@ -45,7 +46,7 @@ class RunFolder:
             raise UserError(
                 f"run folder {self.path}: {reason}; wait for it, or choose another with --run-dir"
             ) from error
-        for leftover in self.path.glob(".*.part*"):  # of a run that was killed while it wrote
+        for leftover in self.path.glob(".*.part"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         return self
 
@@ -62,22 +63,7 @@ class RunFolder:
         return self.path / name
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Puts a file in place in one step; a full disk leaves the one that was there.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Put a file in place whole; see `write_whole`."""
         if not self.writes:
             return
-        target, beside = self.path / name, self.path / f".{name}.partial"
-        try:
-            with open(beside, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise UserError(
-                f"{target}: cannot be written ({error.strerror}); its last version is whole; free space and call again"
-            ) from error
+        write_whole(self.path / name, content.encode() if isinstance(content, str) else content)

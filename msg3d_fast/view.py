@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from . import visualize
-from .containers import write_whole
 from .data import ClipSet, open_dataset
 from .errors import UserError
+from .files import write_whole
 from .score_files import Scores, read_scores
 
 

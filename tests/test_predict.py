@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,7 @@ def test_verb_says_what_is_wrong(run: Path, clips: Path, tmp_path: Path, capsys:
     net = ["--run-dir", str(run)]
     (tmp_path / "names.txt").write_text("one\n")
     (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe.csv")
     for argv, words in (
         (["absent.npz", *net], ["absent.npz"]),
         (["embedded", *net], ["25 joints", "trained on 5"]),
@@ -296,8 +298,10 @@ def test_verb_says_what_is_wrong(run: Path, clips: Path, tmp_path: Path, capsys:
         ([str(clips), *net, "--names", str(tmp_path / "names.txt")], ["names 1 classes, the network has 4"]),
         ([str(clips), *net, "--out", str(tmp_path / "a.txt")], [".json or .csv"]),
         ([str(clips), *net, "--out", str(tmp_path / "file" / "a.csv")], ["no folder"]),
+        ([str(clips), *net, "--out", str(tmp_path / "pipe.csv")], ["no regular file"]),
         ([str(clips), *net, "--channels", "xys"], ["xys", "trained on xyz"]),
     ):
         line = fails(capsys, "predict", *argv)
         assert all(word in line for word in words), line
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "names.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "names.txt", "pipe.csv"]
+    assert (tmp_path / "pipe.csv").is_fifo()
