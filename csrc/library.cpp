@@ -20,11 +20,18 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation)"
       " -> Tensor");
   m.def(
-      "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
+      "ms_g3d_layout(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
+      " int window_dilation) -> int");
+  m.def(
+      "ms_g3d_pack(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
       " int window_dilation) -> Tensor");
   m.def(
+      "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
+      " int window_dilation, Tensor? packed=None, int layout=0) -> Tensor");
+  m.def(
       "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
-      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation) -> ()");
+      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation,"
+      " Tensor? packed=None, int layout=0) -> ()");
   m.def(
       "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu)"
       " -> ()");
@@ -100,6 +107,8 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
 #ifdef MSG3D_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CUDA, m) {
   m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
+  m.impl("ms_g3d_layout", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_layout));
+  m.impl("ms_g3d_pack", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_pack));
   m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
   m.impl("ms_g3d_collapse", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_collapse));
   m.impl("mstcn_folded", TORCH_BOX(&msg3d::binding::gpu::mstcn_folded));

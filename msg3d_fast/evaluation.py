@@ -105,9 +105,11 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def ready(model: Recognizer) -> nn.Module:
-    """The network to test or predict with: the model in eval mode, folded where that can be."""
+    """The network to test or predict with: the model in eval mode, folded wherever `fuse` works."""
     model.eval()
-    return fuse(model) if next(model.parameters()).device.type == "cpu" and model.backend == "native" else model
+    native = model.backend == "native" and next(model.parameters()).device.type in ("cpu", "cuda")
+    foldable = native or model.backend == "emulated"
+    return fuse(model, skip_absent=model.backbone.skip_absent) if foldable else model
 
 
 def scores_of(logits: Sequence[Tensor], num_clips: int, average: str, several: bool) -> np.ndarray:
@@ -128,8 +130,8 @@ def predict_scores(
     """Class probabilities of every sample, each computed once, by one process or shared out over several.
 
     Args:
-        model: network, on the device to use; runs in eval mode, folded on the CPU, and is handed back in the mode it
-            came in.
+        model: network, on the device to use; runs in eval mode, folded where `fuse` works, and is handed back in the
+            mode it came in.
         pipeline: in test mode; the clips of a sample are averaged.
         batch_size: most clips per forward pass; does not change the result.
         average: "prob" or "score" as in `average_clips`; the mean of the logits becomes `probabilities` here.

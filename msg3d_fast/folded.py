@@ -10,12 +10,54 @@ the last branch and every bias, and one kernel that adds the temporal branches (
 are cuBLAS', with its epilogues. No decision depends on a value on the device: CUDA graphs can capture it all.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import _library, folding, ops
+from . import folding, ops
 from .modules import MSTCN, STMSGCN, MSG3DBlock, MWMSG3DBlock
+
+MOST_SHAPES = 4096  # of x that weights are kept for; a server that takes clips as they are meets many lengths
+
+
+class _PackedWeights:
+    """Weights in the order in which tensor cores read them, packed once for each order that is needed.
+
+    Which one it is follows from the tile, the tile from the sizes of x: a network that runs meets one to three orders.
+    The first call that needs an order packs it, and waits, so that other streams may use it. What cannot be kept is
+    packed by every call: in compiled code, and while a CUDA graph is captured, whose replay alone would write it.
+    Copies begin without any.
+    """
+
+    def __init__(self) -> None:
+        self._of_shape: dict[torch.Size, tuple[Tensor | None, int]] = {}
+        self._of_layout: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return type(self)().__dict__
+
+    def get(self, operators: Any, x: Tensor, *weights_and_window: Any) -> tuple[Tensor | None, int]:
+        """The last two arguments of ms_g3d_relu and ms_g3d_collapse for x: packed weights, and their order."""
+        if torch.compiler.is_compiling():
+            return None, 0
+        kept = self._of_shape.get(x.shape)
+        return kept or self._pack(operators, x, *weights_and_window)
+
+    def _pack(self, operators: Any, x: Tensor, *weights_and_window: Any) -> tuple[Tensor | None, int]:
+        layout = operators.ms_g3d_layout(x, *weights_and_window)
+        if layout and layout not in self._of_layout:
+            if x.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None, 0
+            packed = operators.ms_g3d_pack(x, *weights_and_window)
+            if x.is_cuda:
+                torch.cuda.current_stream(x.device).synchronize()
+            self._of_layout[layout] = packed
+        if len(self._of_shape) >= MOST_SHAPES:
+            self._of_shape.clear()
+        self._of_shape[x.shape] = kept = self._of_layout.get(layout), layout
+        return kept
 
 
 class _Constants(nn.Module):
@@ -24,9 +66,18 @@ class _Constants(nn.Module):
     def __init__(self, dtype: torch.dtype, backend: str) -> None:
         super().__init__()
         self.dtype, self.backend = dtype, backend
+        self.packed = _PackedWeights()
 
     def keep(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value.to(self.dtype).contiguous())
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "_Constants":
+        self.packed = _PackedWeights()  # of the weights as they were, where they were
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.packed = _PackedWeights()
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 class GraphConvolution(_Constants):
@@ -46,7 +97,9 @@ class GraphConvolution(_Constants):
         self.window = module.window_size, module.window_stride, module.window_dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.operators(self.backend).ms_g3d_relu(x, self.A, self.weight, self.bias, *self.window)
+        operators = ops.operators(self.backend)
+        packed = self.packed.get(operators, x, self.A, self.weight, None, *self.window)
+        return operators.ms_g3d_relu(x, self.A, self.weight, self.bias, *self.window, *packed)
 
 
 class Windows(_Constants):
@@ -63,19 +116,18 @@ class Windows(_Constants):
         self.bias = bias  # float64; the sum of all is one of the residual's
         self.keep("fold", weight.flatten(2))  # (O, E, tau)
         frames = module.window_size * module.window_dilation
-        sizes = (1, module.in_channels, frames, module.A.shape[1] // module.window_size)
-        limits = _library.device_limits(module.A.device.index or 0, backend)
-        planned = _library.cuda_plan(
-            sizes, module.num_scales, module.out_channels, *self.graph.window, dtype=dtype, limits=limits,
-            collapse=len(weight), backend=backend,
-        )  # fmt: skip
-        self.in_one_kernel = planned["kernel"] != "plain"
+        clip = self.fold.new_empty(1, module.in_channels, frames, module.A.shape[1] // module.window_size)
+        layout = ops.operators(backend).ms_g3d_layout
+        self.in_one_kernel = layout(clip, self.graph.A, self.graph.weight, self.fold, *self.graph.window) != 0
 
     def forward(self, x: Tensor, out: Tensor, relu: bool) -> None:
         graph = self.graph
         if self.in_one_kernel:
-            collapse = ops.operators(self.backend).ms_g3d_collapse
-            collapse(x, graph.A, graph.weight, graph.bias, self.fold, None, out, True, relu, *graph.window)
+            operators = ops.operators(self.backend)
+            packed = self.packed.get(operators, x, graph.A, graph.weight, self.fold, *graph.window)
+            operators.ms_g3d_collapse(
+                x, graph.A, graph.weight, graph.bias, self.fold, None, out, True, relu, *graph.window, *packed
+            )
             return
         y, tau = graph(x), graph.window[0]
         N, E, T, nodes = y.shape

@@ -232,8 +232,8 @@ def _channels_last_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window: int) -> Tensor:
-    T_out, nodes = _check(x, A, weight, bias, *window)
+def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window_and_packed: Any) -> Tensor:
+    T_out, nodes = _check(x, A, weight, bias, *window_and_packed[:3])
     return _channels_last_like(x, (x.shape[0], weight.shape[0], T_out, nodes))
 
 

@@ -50,7 +50,7 @@ class Predictor:
 
     Args:
         source: a run folder, a checkpoint of any upstream or ours, or a Recognizer, which is put into eval mode.
-        device: auto, cpu, cuda or cuda:N; of a Recognizer, its own. On the CPU the network is folded (`fuse`).
+        device: auto, cpu, cuda or cuda:N; of a Recognizer, its own. But for the reference backend, it is `fuse`d.
         backend: as of `Recognizer`.
         batch_size: most sampled clips per forward pass; does not change the result.
         settings: changes to what the checkpoint says, fields of `Preprocessing`: `stream="b"`, `num_clips=1`, ...

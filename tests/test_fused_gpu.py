@@ -134,11 +134,39 @@ def launches(fused: FusedRecognizer, x: Tensor) -> tuple[int, Counter[str]]:
 
 def test_at_most_60_launches_in_16_bits() -> None:
     model = build(**WIDE).bfloat16()
-    count, calls = launches(on_gpu(model), clips(model, 1, 8).bfloat16())
+    fused, x = on_gpu(model), clips(model, 1, 8).bfloat16()
+    count, _ = launches(fused, x)
+    assert count == 50, "the first call packs the weights of 9 graph convolutions"
+    count, calls = launches(fused, x)
     assert calls["msg3d_fast_emulated::ms_g3d_collapse"] == 6
     assert calls["msg3d_fast_emulated::mstcn_folded"] == 9
     assert calls["aten::convolution"] == 0
-    assert count == 50  # the door, 9 graph convolutions of 2, 9 MSTCNs of 3 and 2 strided copies, mean and classifier
+    assert count == 41  # the door, 9 graph convolutions, 9 MSTCNs of 3 and 2 strided copies, mean and classifier
+
+
+def test_weights_are_packed_once_for_each_order() -> None:
+    arguments = SMALL["authors"] | {"base_channels": 24}
+    model = build(**arguments).bfloat16()
+    x, fused = clips(model, 1, 6).bfloat16(), on_gpu(model)
+    expected = fused(x)
+
+    def packs(twin: FusedRecognizer, given: Tensor) -> int:
+        _, calls = launches(twin, given)
+        return calls["msg3d_fast_emulated::ms_g3d_pack"]
+
+    assert packs(fused, x) == 0
+    assert packs(fused, torch.cat([x, x])) == 0, "the same tiles"
+    for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), fused.to("cpu")):
+        assert packs(twin, x) == 9, "copies stand alone"
+        assert packs(twin, x) == 0
+        assert torch.equal(twin(x), expected)
+    for tile in ("3 frames of 17", "1 frame of 24"):
+        raw.ms_g3d_set_cuda_plan(tile)
+        torch.testing.assert_close(fused(x), expected, msg="what is packed for another tile is not used")
+    raw.ms_g3d_set_cuda_plan("auto")
+    other = on_gpu(build(**arguments).bfloat16())
+    fused.load_state_dict(other.state_dict())
+    assert torch.equal(fused(x), other(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import emulated
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,8 @@ from msg3d_fast import cli, preprocessing
 from msg3d_fast.data import ClipSet, open_dataset, open_store
 from msg3d_fast.data.store_writer import write_store
 from msg3d_fast.errors import UserError
-from msg3d_fast.evaluation import predict_scores
+from msg3d_fast.evaluation import predict_scores, ready
+from msg3d_fast.inference import FusedRecognizer
 from msg3d_fast.predict import Segment
 
 
@@ -73,6 +75,23 @@ def test_a_run_predicts_what_its_test_scored(run: Path, clips: Path, tmp_path: P
     assert model.preprocessing["stream"] == "b"
     assert m.load_checkpoint(run / "best.ckpt", num_classes=7).preprocessing is None
     assert (m.Predictor(run, stream="j")(val.clip(0)) != scores[0]).any()
+
+
+def test_what_runs_is_folded_on_a_gpu_too(run: Path, clips: Path, tmp_path: Path) -> None:
+    """`test` and `predict` on the emulator; every clip's second person is absent."""
+    emulated.build()
+    argv = ["test", "--config", str(run / "config.yaml"), "--run-dir", str(tmp_path), "--model.backend=emulated"]
+    assert cli.main([*argv, "--checkpoint", str(run / "best.ckpt"), "--test.num_clips=1"]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["backend"] == "emulated"
+    with np.load(tmp_path / "scores.npz") as file:
+        tested = file["scores"]
+    model = m.load_checkpoint(run / "best.ckpt", backend="emulated")
+    assert isinstance(ready(model), FusedRecognizer)
+    assert ready(model).skip_absent
+    val = poses_of(open_dataset(clips, "val"))
+    expected = m.Predictor(run, backend="reference", num_clips=1)(val)
+    np.testing.assert_allclose(m.Predictor(model, num_clips=1)(val), expected, rtol=1e-4)
+    np.testing.assert_allclose(tested, expected, rtol=1e-4)
 
 
 def test_a_run_of_before_checkpoints_told(run: Path, clips: Path, tmp_path: Path) -> None:

@@ -83,8 +83,49 @@ ms_g3d::plain::Pointers plain_pointers(const Tensor& x, const Tensor& A, const T
           {weight.stride(0), weight.stride(1), weight.stride(2)}};
 }
 
+// What weights are packed into for a plan: the bytes that the caller kept, or new ones.
+class PackedWeights {
+ public:
+  PackedWeights(const Tensor& x, const ms_g3d::cuda::ForwardPlan& plan, const std::optional<Tensor>& kept,
+                int64_t layout)
+      : kept_(kept && layout == plan.layout()), own_(x, kept_ ? 0 : plan.workspace_bytes) {
+    if (!kept_) return;
+    check(kept->scalar_type() == ScalarType::Byte && kept->dim() == 1 && kept->is_contiguous() &&
+              kept->numel() == plan.workspace_bytes && kept->device() == x.device() && is_aligned(*kept),
+          "packed has shape ", shape_of(*kept), "; expected (", plan.workspace_bytes,
+          ",) bytes on the device of x, as ms_g3d_pack returns them");
+    bytes_ = kept->const_data_ptr();
+  }
+
+  int forward(const Problem& p, Type type, const ms_g3d::cuda::ForwardPlan& plan, const ms_g3d::cuda::Pointers& in,
+              bool relu, void* y, void* stream, const ms_g3d::cuda::Collapse* collapse = nullptr) const {
+    if (kept_) return ms_g3d::cuda::run(p, type, plan, in, relu, y, bytes_, stream, collapse);
+    return ms_g3d::cuda::forward(p, type, plan, in, relu, y, own_.get(), stream, collapse);
+  }
+
+ private:
+  bool kept_;
+  Workspace own_;
+  const void* bytes_ = nullptr;
+};
+
+ms_g3d::cuda::Collapse collapse_pointers(const Tensor& fold, const std::optional<Tensor>& bias, bool accumulate) {
+  return {fold.const_data_ptr(),
+          bias ? bias->const_data_ptr() : nullptr,
+          {fold.stride(0), fold.stride(1), fold.stride(2)},
+          accumulate};
+}
+
+void check_fold(const Tensor& fold, const Tensor& x, const Problem& p) {
+  check(fold.dim() == 3 && fold.size(1) == p.O && fold.size(2) == p.window, "fold has shape ", shape_of(fold),
+        "; expected (channels, ", p.O, ", ", p.window, "), the weight that folds the slots of a window into one");
+  check(fold.scalar_type() == x.scalar_type() && fold.device() == x.device(),
+        "fold must have the type and the device of x");
+}
+
 Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool relu) {
+               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool relu,
+               const std::optional<Tensor>& packed = std::nullopt, int64_t layout = 0) {
   const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
   const OnDevice device(x);
   const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
@@ -100,9 +141,8 @@ Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std
     return y;
   }
   const auto in = pointers(dense_x, A, weight, bias_data);
-  const Workspace workspace(x, plan.workspace_bytes);
-  launched(ms_g3d::cuda::forward(p, type, plan, in, relu, y.mutable_data_ptr(), workspace.get(), device.stream()),
-           "the forward pass");
+  const PackedWeights weights(x, plan, packed, layout);
+  launched(weights.forward(p, type, plan, in, relu, y.mutable_data_ptr(), device.stream()), "the forward pass");
   return y;
 }
 
@@ -122,24 +162,49 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
   return forward(x, A, weight, bias, window_size, window_stride, window_dilation, false);
 }
 
-Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+int64_t ms_g3d_layout(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
+                      int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+  const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  if (fold) check_fold(*fold, x, p);
+  if (p.N == 0) return 0;
+  return planned_forward(p, type_of(x), limits_of(OnDevice(x)), fold ? fold->size(0) : 0).layout();
+}
+
+Tensor ms_g3d_pack(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
                    int64_t window_size, int64_t window_stride, int64_t window_dilation) {
-  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, true);
+  const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
+  if (fold) check_fold(*fold, x, p);
+  const OnDevice device(x);
+  const Type type = type_of(x);
+  const auto plan = planned_forward(p, type, limits_of(device), fold ? fold->size(0) : 0);
+  check(plan.layout() != 0, "nothing to pack, no kernel of the tensor cores runs: ", plan.refused);
+  const Tensor packed = torch::stable::empty({plan.workspace_bytes}, ScalarType::Byte, std::nullopt, x.device());
+  const auto collapse = fold ? collapse_pointers(*fold, std::nullopt, false) : ms_g3d::cuda::Collapse{};
+  launched(ms_g3d::cuda::pack(p, type, plan, pointers(x, A, weight, nullptr), packed.mutable_data_ptr(),
+                              device.stream(), fold ? &collapse : nullptr),
+           "the packing of the weights");
+  return packed;
+}
+
+Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+                   int64_t window_size, int64_t window_stride, int64_t window_dilation,
+                   const std::optional<Tensor>& packed, int64_t layout) {
+  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, true, packed, layout);
 }
 
 void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
-                     bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+                     bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation,
+                     const std::optional<Tensor>& packed, int64_t layout) {
   const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
-  check(fold.dim() == 3 && fold.size(1) == p.O && fold.size(2) == p.window, "fold has shape ", shape_of(fold),
-        "; expected (channels, ", p.O, ", ", p.window, "), the weight that folds the slots of a window into one");
+  check_fold(fold, x, p);
   check(out.dim() == 4 && out.size(0) == p.N && out.size(1) == fold.size(0) && out.size(2) == p.windows() &&
             out.size(3) == p.V && is_channels_last(out),
         "out has shape ", shape_of(out), "; expected (", p.N, ", ", fold.size(0), ", ", p.windows(), ", ", p.V,
         "), channels_last");
-  check(fold.scalar_type() == x.scalar_type() && out.scalar_type() == x.scalar_type() &&
+  check(out.scalar_type() == x.scalar_type() &&
             (!fold_bias || (fold_bias->scalar_type() == x.scalar_type() && fold_bias->is_contiguous())),
-        "fold, its bias and out must have the type of x");
+        "the bias of fold and out must have the type of x");
   const OnDevice device(x);
   const Type type = type_of(x);
   const auto plan = planned_forward(p, type, limits_of(device), fold.size(0));
@@ -149,13 +214,9 @@ void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, con
   const Tensor dense_x = activation(x);
   const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   const auto in = pointers(dense_x, A, weight, dense_bias ? dense_bias->const_data_ptr() : nullptr);
-  const ms_g3d::cuda::Collapse collapse{fold.const_data_ptr(),
-                                        fold_bias ? fold_bias->const_data_ptr() : nullptr,
-                                        {fold.stride(0), fold.stride(1), fold.stride(2)},
-                                        accumulate};
-  const Workspace workspace(x, plan.workspace_bytes);
-  launched(ms_g3d::cuda::forward(p, type, plan, in, relu, out.mutable_data_ptr(), workspace.get(), device.stream(),
-                                 &collapse),
+  const auto collapse = collapse_pointers(fold, fold_bias, accumulate);
+  const PackedWeights weights(x, plan, packed, layout);
+  launched(weights.forward(p, type, plan, in, relu, out.mutable_data_ptr(), device.stream(), &collapse),
            "the forward pass with the collapse");
 }
 

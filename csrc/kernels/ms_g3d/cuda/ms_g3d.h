@@ -36,7 +36,7 @@ int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers
             void* workspace, void* stream, const Collapse* collapse = nullptr);
 
 // The two halves of it, for weights that stay: pack W, A and the collapse's weight into the workspace once, then run on
-// it as often as wanted, also with another N or T if the plan's kernel, tile and groups stay the same.
+// it as often as wanted, also with another N, T, stride or dilation if the plan's layout() stays the same.
 int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace, void* stream,
          const Collapse* collapse = nullptr);
 int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,

@@ -93,6 +93,10 @@ struct ForwardPlan {
   bool forced;  // by name
 
   int slice() const { return groups * kGroup; }
+  // Plans of the same C, O, V, K, window and out_channels with the same number read the same packed weights; 0: none.
+  int64_t layout() const {
+    return kernel == Kernel::kPlain ? 0 : static_cast<int64_t>(kernel) + 8 * (tile + 64 * groups);
+  }
 };
 
 struct Rejected {
