@@ -77,21 +77,16 @@ def test_a_run_predicts_what_its_test_scored(run: Path, clips: Path, tmp_path: P
     assert (m.Predictor(run, stream="j")(val.clip(0)) != scores[0]).any()
 
 
-def test_what_runs_is_folded_on_a_gpu_too(run: Path, clips: Path, tmp_path: Path) -> None:
-    """`test` and `predict` on the emulator; every clip's second person is absent."""
+def test_networks_are_folded_on_a_gpu_too(run: Path, clips: Path) -> None:
+    """On the emulator; the second person of every clip is absent."""
     emulated.build()
-    argv = ["test", "--config", str(run / "config.yaml"), "--run-dir", str(tmp_path), "--model.backend=emulated"]
-    assert cli.main([*argv, "--checkpoint", str(run / "best.ckpt"), "--test.num_clips=1"]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["backend"] == "emulated"
-    with np.load(tmp_path / "scores.npz") as file:
-        tested = file["scores"]
     model = m.load_checkpoint(run / "best.ckpt", backend="emulated")
-    assert isinstance(ready(model), FusedRecognizer)
-    assert ready(model).skip_absent
-    val = poses_of(open_dataset(clips, "val"))
+    net = ready(model)
+    assert isinstance(net, FusedRecognizer)
+    assert net.skip_absent
+    val = poses_of(open_dataset(clips, "val"))[:2]
     expected = m.Predictor(run, backend="reference", num_clips=1)(val)
     np.testing.assert_allclose(m.Predictor(model, num_clips=1)(val), expected, rtol=1e-4)
-    np.testing.assert_allclose(tested, expected, rtol=1e-4)
 
 
 def test_a_run_of_before_checkpoints_told(run: Path, clips: Path, tmp_path: Path) -> None:
