@@ -2,10 +2,11 @@
 
 import os
 import platform
-from pathlib import Path
 
 import pytest
 import torch
+
+from msg3d_fast.doctor import cpu_name
 
 from .workload import LAYOUTS
 
@@ -40,15 +41,6 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 @pytest.fixture(params=LAYOUTS)

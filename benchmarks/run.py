@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from msg3d_fast.bench import busy
+
 from .report import compact, write
 
 FOLDER = Path(__file__).parent
 SELECTED = Path("runs/benchmarks/selected.json")  # a part must not replace the results of a whole run
-BUSY = 0.5  # load average at which ratios become doubtful
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     whole = FOLDER / "results" / ("full.json" if arguments.full else "quick.json")
     target = arguments.out or (SELECTED if arguments.k else whole)
-    if (load := os.getloadavg()[0]) > BUSY:
-        print(f"The machine is busy (load average {load:.1f}): times and ratios will be off.", file=sys.stderr)
+    if warning := busy():
+        print(warning, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
         options = ["-v", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider"]

@@ -1,10 +1,14 @@
 """The command line's verbs for a network that is there: their options, and what they print."""
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .model import Recognizer
 
 
 def add_verbs(verb: Any) -> None:
@@ -24,9 +28,17 @@ def add_verbs(verb: Any) -> None:
         "Parameters and multiply-adds of a network, layer by layer, as published and in the order that runs here.",
         "msg3d-fast flops --config ntu60_xsub_2d --model.base_channels=48",
     )
-    command.add_argument("source", nargs="?", metavar="RUN|CHECKPOINT", help="run folder or checkpoint")
-    command.add_argument("--config", metavar="NAME|FILE", help="a configuration's network instead; takes overrides")
-    command.add_argument("--frames", type=int, metavar="T", help="of the clip; default: the run's clip_len, or 100")
+    _add_network(command)
+
+    command = verb(
+        "bench",
+        _bench,
+        "Time a network on this machine, inference and a training step, beside plain PyTorch.",
+        "msg3d-fast bench --config ntu60_xsub_2d",
+    )
+    _add_network(command)
+    command.add_argument("--clips", type=int, default=1, metavar="N", help="of a call; default: 1")
+    command.add_argument("--rounds", type=int, default=10, metavar="N", help="in which all take turns; default: 10")
 
     command = verb(
         "view",
@@ -60,26 +72,52 @@ def _export(options: argparse.Namespace) -> None:
     )
 
 
-def _flops(options: argparse.Namespace) -> None:
+def _add_network(command: Any) -> None:
+    command.add_argument("source", nargs="?", metavar="RUN|CHECKPOINT", help="run folder or checkpoint")
+    command.add_argument("--config", metavar="NAME|FILE", help="a configuration's network instead; takes overrides")
+    command.add_argument("--frames", type=int, metavar="T", help="of the clip; default: the run's clip_len, or 100")
+
+
+def _network(options: argparse.Namespace) -> "tuple[Recognizer, int]":
+    """The network that the options name, and the frames of a clip; a configuration's has no weights."""
     from . import flops
     from .config import load_config
     from .experiment import load_trained
 
+    verb = options.verb
     if (options.source is None) == (options.config is None):
-        raise UserError("flops: give a run folder, a checkpoint or --config NAME; leave one out if there are two")
+        raise UserError(f"{verb}: give a run folder, a checkpoint or --config NAME; leave one out if there are two")
     if options.source is not None and options.overrides:
-        raise UserError(f"flops: {options.overrides[0]} changes a configuration; give it with --config")
+        raise UserError(f"{verb}: {options.overrides[0]} changes a configuration; give it with --config")
     if options.source is None:
         config = load_config(options.config, options.overrides)
         model = flops.network(config)
     else:
         trained = load_trained(options.source, backend="reference")
         model, config = trained.model, trained.config
-    frames = options.frames if options.frames is not None else 100 if config is None else config.data.clip_len
+    return model, options.frames if options.frames is not None else 100 if config is None else config.data.clip_len
+
+
+def _flops(options: argparse.Namespace) -> None:
+    from . import flops
+
+    model, frames = _network(options)
     h = model.hparams
     clip = (1, h["num_person"], frames, model.layout.num_joints, h["in_channels"])
     print(f"one clip {clip}; millions of multiply-adds, of which each is two FLOPs\n")
     print(flops.table(flops.count(model, frames)))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from . import bench
+
+    model, frames = _network(options)
+    warning = bench.busy()
+    found = bench.compare(model, clips=options.clips, frames=frames, rounds=options.rounds)
+    print(f"{bench.machine()}; {options.clips} clip(s) of {frames} frames, medians of {options.rounds} rounds\n")
+    print(bench.table(found))
+    if warning:
+        print(warning, file=sys.stderr)
 
 
 def _view(options: argparse.Namespace) -> None:

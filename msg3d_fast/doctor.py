@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def report() -> str:
     lines.append(f"backend      {ops.resolve_backend(None)}")
     lines.append(f"training     {_training()}")
     lines.append(
-        f"CPU          {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+        f"CPU          {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads of "
+        f"{os.cpu_count()}"
     )
     lines.append(f"CUDA         {_cuda()}")
     variables = [
@@ -36,6 +38,15 @@ def report() -> str:
     ]
     lines.append("environment  " + (" ".join(variables) or "no MSG3D_, OMP_ or CUDA_ variables"))
     return "\n".join(lines)
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 # Devices that plans are shown for: compute capability times ten, multiprocessors, shared memory of a block in KB.

@@ -21,8 +21,8 @@ from msg3d_fast import _library, cli
 from msg3d_fast.checkpoint import load_checkpoint, load_file
 from msg3d_fast.errors import UserError
 
-VERBS = ["quickstart", "train", "test", "predict", "ensemble", "reproduce", "export", "flops", "view", "prepare"]
-VERBS += ["checkpoint", "doctor"]
+VERBS = ["quickstart", "train", "test", "predict", "ensemble", "reproduce", "export", "flops", "bench"]
+VERBS += ["view", "prepare", "checkpoint", "doctor"]
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,9 @@ MAY_IMPORT = {
     "doctor": RUN,
     "multistream": {"config", "distributed", "ensemble", "errors", "training"},
     "flops": MODEL | {"config"},
+    "bench": MODEL | {"doctor", "inference"},
     "view": DATA | {"files", "score_files", "visualize"},
-    "cli_models": RUN | {"export", "flops", "view"},
+    "cli_models": RUN | {"bench", "export", "flops", "view"},
     "cli": RUN
     | {"cli_models", "cli_predict", "doctor", "ensemble", "multistream", "quickstart", "reproduce", "__init__"},
 }
