@@ -268,20 +268,3 @@ def test_this_very_binary_in_another_torch(tmp_path: Path, copy: Path) -> None:
     assert ran.stdout.startswith("parity"), ran.stderr
     built_with = json.loads((ROOT / "msg3d_fast" / "_build_info.json").read_text())["torch"]
     assert ran.stdout.split()[1] != built_with, "the second interpreter has the same torch"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sweep", "folders"), [("sweep", ["ms_g3d/cpu"]), ("sweep_blocks", ["mstcn", "collapse", "batch_norm"])]
-)
-def test_kernels_under_sanitizers(sweep: str, folders: list[str], tmp_path: Path) -> None:
-    """Address and undefined-behaviour sanitizers, wide tiles included: the files in tests/native say how."""
-    kernels = ROOT / "csrc" / "kernels"
-    sources = [source for folder in ("gemm", *folders) for source in (kernels / folder).glob("*.cpp")]
-    sources.append(ROOT / "tests" / "native" / f"{sweep}.cpp")
-    flags = ["-std=c++17", "-O1", "-g", "-mavx2", "-mfma", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags += ["-DMSG3D_KEEP_IN_REGISTER(v)=", "-Wno-psabi", f"-I{ROOT / 'csrc'}", "-pthread"]
-    program = tmp_path / "sweep"
-    subprocess.run([os.environ.get("CXX", "c++"), *flags, *map(str, sources), "-o", str(program)], check=True)
-    ran = subprocess.run([str(program), "100"], capture_output=True, text=True)
-    assert ran.stdout == "ok 100\n", ran.stdout + ran.stderr

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "isas.h"
 #include "kernels/ms_g3d/cpu/ms_g3d.h"
 
 namespace {
@@ -139,8 +140,7 @@ int main(int, char** arguments) {
     if (i % 5 == 0) p.window = p.stride = 1;  // frame by frame
     p.T = draw(1 + (p.window - 1) * p.dilation % 2, 24);
     const OrderChoice order = i % 2 ? OrderChoice::kProjectFirst : OrderChoice::kAggregateFirst;
-    // AVX-512's tiles run anywhere when their file is compiled for less: the vectors are then made of smaller ones.
-    for (const Isa* isa : {&kPortable, &kAvx2, &kAvx512}) {
+    for (const Isa* isa : kIsas) {
       check(p, isa->f32, order);
       check(p, isa->f64, order);
     }

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "isas.h"
 #include "kernels/batch_norm/batch_norm.h"
 #include "kernels/collapse/collapse.h"
 #include "kernels/mstcn/mstcn.h"
@@ -144,7 +145,7 @@ void check_batch_norm(const Gemm<T>& gemm) {
 int main(int, char** arguments) {
   const int problems = std::atoi(arguments[1]);
   for (int i = 0; i < problems; ++i) {
-    for (const Isa* isa : {&kPortable, &kAvx2, &kAvx512}) {
+    for (const Isa* isa : kIsas) {
       check_mstcn(isa->f32), check_collapse(isa->f32), check_batch_norm(isa->f32);
       check_mstcn(isa->f64), check_collapse(isa->f64), check_batch_norm(isa->f64);
     }

@@ -1,4 +1,7 @@
-"""The folded kernels without torch: under sanitizers, and cross-compiled for aarch64 and run by an emulator."""
+"""The CPU kernels without torch: under sanitizers, and cross-compiled for aarch64 and run by an emulator.
+
+What the programs in tests/native compute is compared there, with plain loops or with what the library computed.
+"""
 
 import os
 import shutil
@@ -48,22 +51,32 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def compile_program(target: Path, compiler: str, *flags: str) -> Path:
-    names = ["portable.cpp", "isa.cpp", *(["avx2.cpp", "avx512.cpp"] if "-mavx2" in flags else [])]
-    sources = [*(KERNELS / "folded").glob("*.cpp"), *(KERNELS / "gemm" / name for name in names)]
-    sources.append(ROOT / "tests" / "native" / "folded.cpp")
+# Each program, and the folders of kernels that it takes beside gemm's.
+PROGRAMS = {"folded": ["folded"], "sweep": ["ms_g3d/cpu"], "sweep_blocks": ["mstcn", "collapse", "batch_norm"]}
+
+
+def compile_program(name: str, target: Path, compiler: str, *flags: str) -> Path:
+    wide = {"avx2.cpp", "avx512.cpp"} if "-mavx2" not in flags else set()
+    sources = [source for folder in ("gemm", *PROGRAMS[name]) for source in (KERNELS / folder).glob("*.cpp")]
+    sources = [source for source in sources if source.name not in wide] + [ROOT / "tests" / "native" / f"{name}.cpp"]
     command = [compiler, "-std=c++17", *flags, f"-I{ROOT / 'csrc'}", "-pthread", *map(str, sources), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
 
-def test_under_sanitizers(cases: Path, tmp_path: Path) -> None:
+def assert_runs(command: list[str | Path], count: int) -> None:
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.stdout == f"ok {count}\n", ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_under_sanitizers(name: str, cases: Path, tmp_path: Path) -> None:
     """Address and undefined-behaviour sanitizers; the registers that the tiles pin are left to the compiler."""
     flags = ["-O1", "-g", "-mavx2", "-mfma", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-DMSG3D_KEEP_IN_REGISTER(v)=", "-Wno-psabi"]
-    program = compile_program(tmp_path / "sanitized", os.environ.get("CXX", "c++"), *flags)
-    ran = subprocess.run([program, cases], capture_output=True, text=True)
-    assert ran.stdout == f"ok {len(CASES)}\n", ran.stdout + ran.stderr
+    program = compile_program(name, tmp_path / name, os.environ.get("CXX", "c++"), *flags)
+    argument, count = (cases, len(CASES)) if name == "folded" else ("100", 100)
+    assert_runs([program, argument], count)
 
 
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
@@ -73,7 +86,8 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     not (EMULATOR and shutil.which("aarch64-linux-gnu-g++")),
     reason="needs a cross compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user-static",
 )
-def test_on_emulated_aarch64(cases: Path, tmp_path: Path) -> None:
-    program = compile_program(tmp_path / "aarch64", "aarch64-linux-gnu-g++", "-O3", "-static")
-    ran = subprocess.run([EMULATOR, program, cases], capture_output=True, text=True)
-    assert ran.stdout == f"ok {len(CASES)}\n", ran.stdout + ran.stderr
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_on_emulated_aarch64(name: str, cases: Path, tmp_path: Path) -> None:
+    program = compile_program(name, tmp_path / name, "aarch64-linux-gnu-g++", "-O3", "-static")
+    argument, count = (cases, len(CASES)) if name == "folded" else ("20", 20)
+    assert_runs([EMULATOR, program, argument], count)
