@@ -17,8 +17,8 @@
 
 STABLE_TORCH_LIBRARY(msg3d_fast, m) {
   m.def(
-      "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation)"
-      " -> Tensor");
+      "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation,"
+      " bool tf32=False) -> Tensor");
   m.def(
       "ms_g3d_layout(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
       " int window_dilation) -> int");
@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       " -> ()");
   m.def(
       "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
-      " int window_dilation) -> Tensor");
+      " int window_dilation, bool tf32=False) -> Tensor");
   m.def(
       "ms_g3d_backward_parameters(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation, bool need_A, bool need_weight, bool need_bias)"

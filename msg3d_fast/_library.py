@@ -236,6 +236,7 @@ def cuda_plan(
     *,
     dtype: torch.dtype,
     limits: dict[str, int],
+    tf32: bool = False,
     collapse: int = 0,
     backend: str = "native",
 ) -> dict[str, Any]:
@@ -250,6 +251,7 @@ def cuda_plan(
         window_dilation: d.
         dtype: of x.
         limits: the device's, as of `device_limits`.
+        tf32: of float32, while torch allows tf32 for matrix products.
         collapse: output channels of the convolution that folds a window behind it, as in a fused network; 0: none.
         backend: whose plan code, "native" or "emulated"; it is the same, each with what was forced on it.
 
@@ -264,4 +266,5 @@ def cuda_plan(
     """
     sizes = (*x_shape, num_scales, out_channels, window_size, window_stride, window_dilation, collapse)
     device = limits["arch"], limits["multiprocessors"], limits["shared_bytes"]
-    return json.loads(_of(backend).ms_g3d_cuda_plan(str(dtype).removeprefix("torch."), *sizes, *device))
+    name = "tf32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")
+    return json.loads(_of(backend).ms_g3d_cuda_plan(name, *sizes, *device))

@@ -122,6 +122,9 @@ def plan() -> str:
             devices[f"cuda:{index}, {torch.cuda.get_device_name(index)}"] = _library.device_limits(index)
     for name, limits in devices.items():
         lines += ["", *_gpu_plan(name, limits, network)]
+    lines += ["", "the same for float32 while torch.backends.cuda.matmul.allow_tf32 is set, by default it is not"]
+    for name, limits in devices.items():
+        lines += ["", *_gpu_plan(f"{name}, tf32", limits, network, tf32=True)]
     return "\n".join(lines)
 
 
@@ -129,15 +132,17 @@ def _limits(arch: int, multiprocessors: int, kilobytes: int) -> dict[str, int]:
     return {"arch": arch, "multiprocessors": multiprocessors, "shared_bytes": kilobytes << 10}
 
 
-def _gpu_plan(name: str, limits: dict[str, int], network: list[Layer]) -> list[str]:
-    """A table for one device. "fused" layers are those of `fuse(model)`, the collapse of their windows included."""
+def _gpu_plan(name: str, limits: dict[str, int], network: list[Layer], tf32: bool = False) -> list[str]:
+    """A table for one device. "fused" layers are those of `fuse(model)`, the collapse of their windows included, which
+    takes no tf32."""
     memory = f"{limits['shared_bytes'] >> 10} KB of shared memory a block"
     lines = [f"{name}: sm_{limits['arch']}, {limits['multiprocessors']} multiprocessors, {memory}", ""]
     lines.append(f"{HEAD}  blocks waves     KB  kernel")
     for layer in network:
         sizes = (layer.x, layer.scales, layer.channels, *layer.window)
-        for collapse in sorted({0, layer.collapse}):
-            p = _library.cuda_plan(*sizes, dtype=torch.bfloat16, limits=limits, collapse=collapse)
+        for collapse in sorted({0, layer.collapse}) if not tf32 else [0]:
+            dtype = torch.float32 if tf32 else torch.bfloat16
+            p = _library.cuda_plan(*sizes, dtype=dtype, limits=limits, tf32=tf32, collapse=collapse)
             words = layer.words if not collapse else f"{'  fused, into ' + str(collapse):{len(layer.words)}}"
             forced = ", forced" if p["forced"] else ""
             if p["kernel"] == "plain":

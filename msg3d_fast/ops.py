@@ -76,6 +76,10 @@ def ms_g3d(
     runs in float32 and returns float32, whatever autocast's type; a GPU runs and returns autocast's type and sums in
     float32; the reference runs in that type. Gradients cannot be differentiated again.
 
+    Precision: float32 on a GPU (and `emulated`) is exact multiply-adds, unless torch allows tf32 for matrix products
+    (`torch.backends.cuda.matmul.allow_tf32`): then operands are rounded to ten bits of mantissa and sums stay float32,
+    forwards and for x's gradient where window_size and window_stride are 1.
+
     Equivalent to `reference.ms_g3d`.
     """
     chosen = resolve_backend(backend)
@@ -88,7 +92,8 @@ def ms_g3d(
     _check(x, A, weight, bias, window_size, window_stride, window_dilation)
     if chosen == "reference":
         return reference.ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
-    return operators(chosen).ms_g3d(x, A, weight, bias, window_size, window_stride, window_dilation)
+    window = window_size, window_stride, window_dilation
+    return operators(chosen).ms_g3d(x, A, weight, bias, *window, allows_tf32())
 
 
 def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -117,6 +122,13 @@ def ms_gcn(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
 def _autocasts(x: Tensor) -> bool:
     kind = x.device.type  # the meta device has no autocast
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+@torch.compiler.assume_constant_result  # its guards hold the flag and compile again where that changes
+def allows_tf32() -> bool:
+    """Return whether torch lets matrix products of float32 on a GPU take tf32: `torch.backends.cuda.matmul`'s
+    fp32_precision, which allow_tf32 and `torch.set_float32_matmul_precision` set too. Off by default."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def operators(backend: str) -> Any:
@@ -232,8 +244,8 @@ def _channels_last_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window_and_packed: Any) -> Tensor:
-    T_out, nodes = _check(x, A, weight, bias, *window_and_packed[:3])
+def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window_and_more: Any) -> Tensor:
+    T_out, nodes = _check(x, A, weight, bias, *window_and_more[:3])
     return _channels_last_like(x, (x.shape[0], weight.shape[0], T_out, nodes))
 
 
@@ -241,8 +253,8 @@ def _fake_in_place(*_: Any) -> None:
     """Of what writes into a tensor that it is given."""
 
 
-def _fake_backward_input(gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window: int) -> Tensor:
-    _check(x, A, weight, None, *window)
+def _fake_backward_input(gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window_and_tf32: int) -> Tensor:
+    _check(x, A, weight, None, *window_and_tf32[:3])
     return _channels_last_like(x, x.shape)
 
 
@@ -256,7 +268,7 @@ def _fake_backward_parameters(
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, A, weight, _, *ctx.window = inputs
+    x, A, weight, _, *ctx.window, ctx.tf32 = inputs
     ctx.save_for_backward(x, A, weight)
 
 
@@ -272,9 +284,9 @@ def _register(namespace: str) -> None:
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, A, weight = ctx.saved_tensors
         need_x, *needs = ctx.needs_input_grad[:4]
-        grad_x = native.ms_g3d_backward_input(gy, x, A, weight, *ctx.window) if need_x else None
+        grad_x = native.ms_g3d_backward_input(gy, x, A, weight, *ctx.window, ctx.tf32) if need_x else None
         grads = native.ms_g3d_backward_parameters(gy, x, A, weight, *ctx.window, *needs) if any(needs) else (None,) * 3
-        return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
+        return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 4
 
     torch.library.register_fake(f"{namespace}::ms_g3d", _fake)
     torch.library.register_fake(f"{namespace}::ms_g3d_relu", _fake)

@@ -36,11 +36,16 @@ class Shape:
     out: int = 0  # channels of the collapse behind it
     shared_kb: int = 163
     multiprocessors: int = 1
+    tf32: bool = False  # float32 tensors; else of 16 bits
 
     @property
     def sizes(self) -> tuple[int, ...]:
         sizes = (self.N, self.C, self.T, self.V, self.K, self.O, *self.window)
-        return (*sizes, self.shared_kb, self.multiprocessors, self.out)
+        return (*sizes, self.shared_kb, self.multiprocessors, self.out, self.tf32)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.tf32 else torch.bfloat16
 
     @property
     def nodes(self) -> int:
@@ -87,7 +92,11 @@ def exact(
     relu: bool = False,
     accumulate: bool = False,
 ) -> torch.Tensor:
-    """The reference in dtype: y, or with a collapse its output, (N, channels, T_out, nodes or V), in float64."""
+    """The reference in dtype: y, or with a collapse its output, (N, channels, T_out, nodes or V), in float64.
+
+    float32 is tf32 here: exact but for the operands of all products, which are rounded to ten bits of mantissa."""
+    if dtype == torch.float32:
+        return with_rounded_operands(shape, inputs, relu, accumulate)
     values = {name: tensor.to(dtype) for name, tensor in inputs.items()}
     y = reference.ms_g3d(values["x"], values["A"], values["weight"], values.get("bias"), *shape.window)
     if shape.out:
@@ -98,7 +107,37 @@ def exact(
     return (F.relu(y) if relu else y).double()
 
 
+def to_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Float32 values to the nearest ones of ten bits of mantissa, ties away from zero; in float64."""
+    words = tensor.float().contiguous().view(torch.int32)
+    return ((words + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+
+def with_rounded_operands(
+    shape: Shape, inputs: dict[str, torch.Tensor], relu: bool = False, accumulate: bool = False
+) -> torch.Tensor:
+    """What the kernels compute in tf32, but with exact sums: every operand of a product is rounded once."""
+    x, A, weight = (to_tf32(inputs[name]) for name in ("x", "A", "weight"))
+    if shape.C <= 8:  # aggregate first
+        features = torch.einsum("nctu,kvu->nkctv", reference.unfold_windows(x, *shape.window), A)
+        y = torch.einsum("nkctv,okc->notv", to_tf32(features), weight)
+    else:
+        features = to_tf32(torch.einsum("nctu,okc->nkotu", x, weight))
+        windows = reference.unfold_windows(features.flatten(1, 2), *shape.window).unflatten(1, (shape.K, shape.O))
+        y = torch.einsum("nkotu,kvu->notv", windows, A)
+    if "bias" in inputs:
+        y = y + inputs["bias"][:, None, None]
+    if shape.out:
+        y = to_tf32(F.relu(y)).unflatten(3, (shape.window[0], shape.V))
+        y = F.conv3d(y, to_tf32(inputs["collapse_weight"])[:, :, None, :, None], inputs["collapse_bias"]).squeeze(3)
+        if accumulate:
+            y = y + inputs["out"]
+    return F.relu(y) if relu else y
+
+
 def bits(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    if dtype == torch.float32:
+        return tensor.float().contiguous().numpy()
     return tensor.to(dtype).contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
@@ -135,6 +174,7 @@ def run(
     **options: object,
 ) -> Run:
     """One forward pass; options are the emulator's. `transposed` hands A and weight over with other strides."""
+    dtype = shape.dtype if shape.tf32 else dtype
     given = dict(inputs)
     if transposed:
         given |= {"A": inputs["A"].transpose(1, 2), "weight": inputs["weight"].permute(2, 1, 0)}
@@ -148,14 +188,14 @@ def run(
     if accumulate:
         y = emulator.upload("y", bits(inputs["out"].permute(0, 2, 3, 1), dtype))
     else:
-        y = emulator.empty("y", sizes, np.uint16)
+        y = emulator.empty("y", sizes, np.float32 if shape.tf32 else np.uint16)
     workspace = emulator.empty("workspace", (plan(kernels, shape)["workspace_bytes"],), np.uint8)
     half = dtype == torch.float16
     counters = kernels.call(
         "forward_run", *arguments, y, workspace, *shape.sizes, half, relu, transposed, accumulate, **options
     )
     array = y.numpy()
-    found = torch.from_numpy(array.view(np.int16)).view(dtype).double()
+    found = torch.from_numpy(array if shape.tf32 else array.view(np.int16)).view(dtype).double()
     return Run(found.permute(0, 3, 1, 2), array, counters)
 
 
@@ -167,9 +207,16 @@ def assert_exact_enough(
     relu: bool = False,
     accumulate: bool = False,
 ) -> None:
-    """The error is at most twice the reference's own in the same type, plus one rounding of the largest value."""
+    """The error is at most twice the reference's own in the same type, plus one rounding of the largest value.
+
+    tf32 rounds operands alone, so what is left beside them is float32's rounding of sums, which now and then makes
+    another operand of one that lies between two: a quarter of a unit at the most."""
+    dtype = shape.dtype if shape.tf32 else dtype
     correct = exact(shape, inputs, relu=relu, accumulate=accumulate)
     eager = exact(shape, inputs, dtype, relu, accumulate)
-    unit = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    unit = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11  # tf32 has the mantissa of float16
     ours, theirs = error(found.y, correct), error(eager, correct)
     assert ours <= 2 * theirs + unit, f"{shape.name}: error {ours:.2e}, eager's {theirs:.2e}"
+    if shape.tf32:
+        apart = error(found.y, eager)
+        assert apart <= unit / 4, f"{shape.name}: {apart:.2e} from what rounded operands make"

@@ -219,5 +219,6 @@ def test_tensor_cores_and_wide_copies(source: str) -> None:
     bodies = re.split(r"^\.visible \.entry ", ptx.read_text(), flags=re.MULTILINE)[1:]
     assert bodies
     for body in bodies:
-        assert "mma.sync.aligned.m16n8k16" in body
+        tf32 = "tf32E" in body.partition("(")[0]
+        assert f"mma.sync.aligned.{'m16n8k8.row.col.f32.tf32' if tf32 else 'm16n8k16'}" in body
         assert re.search(r"cp\.async\.cg\.shared\.global \[[^\]]+\], \[[^\]]+\], 16", body)

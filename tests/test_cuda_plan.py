@@ -47,6 +47,26 @@ def test_refusals_say_why() -> None:
     assert plan("stage2_gcn", "T4")["refused"] == "tensor cores for this need compute capability 8.0"
     assert plan("stage2_gcn", "H100", torch.float32)["refused"] == "float32 runs in full precision"
     assert plan("stage2_gcn", "H100", torch.float32)["kernel"] == "plain"
+    assert plan("stage2_gcn", "H100", torch.float64, tf32=True)["refused"] == "float64 has no tensor-core path"
+
+
+@pytest.mark.parametrize("device", ["A100", "RTX 3090", "H100"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_tf32_fits_or_says_what_it_needs(layer: str, device: str) -> None:
+    found = plan(layer, device, torch.float32, tf32=True)
+    kind = "few_channels" if "stage1" in layer else "frames" if "gcn" in layer else "windows"
+    if found["kernel"] == "plain":  # layer's smallest tile is larger than a block may be
+        assert kind == "windows"
+        assert f"a block may have {LIMITS[device]['shared_bytes']}" in found["refused"]
+    else:
+        assert found["kernel"] == kind
+        assert found["shared_bytes"] <= LIMITS[device]["shared_bytes"]
+    backward = found["backward"]
+    assert backward["parameters_refused"] == "tf32 has no kernel for the parameters"
+    refused = "O is odd" if layer == "stage1_gcn" else ""  # O takes the place of C
+    if "gcn" not in layer:
+        refused = "tf32 has no backward kernel for windows"
+    assert backward["input_refused"] == refused
 
 
 def test_the_collapse_has_a_plan_of_its_own() -> None:

@@ -26,6 +26,9 @@ def test_a_plan_for_every_gpu(tables: dict[str, list[str]]) -> None:
         assert sum("fused" in row for row in rows) == 6
         assert all("multiply-adds: tensor cores for this need compute capability 8.0" in r for r in rows) == (arch < 80)
         assert all("a block" in row for row in rows if "multiply-adds" not in row)
+        tf32 = tables[f"{name}, tf32"]
+        assert len(tf32) == 9
+        assert all("multiply-adds" in row for row in tf32) == (arch < 80)
 
 
 def test_the_plans_are_what_the_library_says(tables: dict[str, list[str]]) -> None:

@@ -74,7 +74,7 @@ T* output(const Tensor& tensor, const ms_g3d::Call<T>&) {
 }  // namespace
 
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-              int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+              int64_t window_size, int64_t window_stride, int64_t window_dilation, bool) {
   const ms_g3d::Problem p = check_inputs(x, A, weight, bias, window_size, window_stride, window_dilation, false);
   const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
   with_call(p, ms_g3d::Pass::kForward, x, A, weight, bias, std::nullopt,
@@ -83,7 +83,7 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
 }
 
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
-                             int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+                             int64_t window_size, int64_t window_stride, int64_t window_dilation, bool) {
   const ms_g3d::Problem p =
       check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
   check_gy(gy, x, p);
@@ -126,7 +126,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tenso
   if (ms_g3d::make_plan(p, pass, width, x.element_size(), order_choice.load()).order != ms_g3d::Order::kProjectFirst) {
     const auto [grad_A, grad_weight, _] =
         ms_g3d_backward_parameters(gy, x, A, weight, window_size, window_stride, window_dilation, true, true, false);
-    return {ms_g3d_backward_input(gy, x, A, weight, window_size, window_stride, window_dilation), grad_A, grad_weight};
+    return {ms_g3d_backward_input(gy, x, A, weight, window_size, window_stride, window_dilation, false), grad_A,
+            grad_weight};
   }
   check_gy(gy, x, p);
   const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});

@@ -12,12 +12,13 @@ namespace msg3d::binding {
 using torch::stable::Tensor;
 
 // y (N, O, T_out, tau*V), channels_last, from x (N, C, T, V), A (K, tau*V, tau*V), weight (O, K, C), bias (O,) or none.
+// tf32 is for GPUs: a CPU computes in full precision.
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-              int64_t window_size, int64_t window_stride, int64_t window_dilation);
+              int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 
 // grad_x (N, C, T, V), channels_last.
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
-                             int64_t window_size, int64_t window_stride, int64_t window_dilation);
+                             int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 
 // (grad_A, grad_weight, grad_bias); those that are not needed are empty.
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,

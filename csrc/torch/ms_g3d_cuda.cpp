@@ -30,6 +30,12 @@ Type type_of(const Tensor& x) {
   }
 }
 
+// What the tensor cores may compute in: float32 in tf32 where the caller allows it.
+Type product_type(const Tensor& x, bool tf32) {
+  const Type type = type_of(x);
+  return type == Type::kFloat32 && tf32 ? Type::kTf32 : type;
+}
+
 void launched(int status, const char* what) { gpu::launched(status, "ms_g3d", what); }
 
 ms_g3d::cuda::Device limits_of(const OnDevice& device) {
@@ -124,20 +130,21 @@ void check_fold(const Tensor& fold, const Tensor& x, const Problem& p) {
 }
 
 Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool relu,
+               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32, bool relu,
                const std::optional<Tensor>& packed = std::nullopt, int64_t layout = 0) {
   const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
   const OnDevice device(x);
   const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
   if (p.N == 0) return y;
-  const Type type = type_of(x);
+  const Type type = product_type(x, tf32);
   const Tensor dense_x = activation(x);
   const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
   const auto plan = planned_forward(p, type, limits_of(device), 0);
   if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
     const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
-    launched(ms_g3d::plain::forward(p, type, in, relu, y.mutable_data_ptr(), device.stream()), "the forward pass");
+    launched(ms_g3d::plain::forward(p, type_of(x), in, relu, y.mutable_data_ptr(), device.stream()),
+             "the forward pass");
     return y;
   }
   const auto in = pointers(dense_x, A, weight, bias_data);
@@ -158,8 +165,8 @@ std::string device_limits_of(int64_t index) {
 }
 
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-              int64_t window_size, int64_t window_stride, int64_t window_dilation) {
-  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, false);
+              int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32) {
+  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, tf32, false);
 }
 
 int64_t ms_g3d_layout(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
@@ -189,7 +196,7 @@ Tensor ms_g3d_pack(const Tensor& x, const Tensor& A, const Tensor& weight, const
 Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                    int64_t window_size, int64_t window_stride, int64_t window_dilation,
                    const std::optional<Tensor>& packed, int64_t layout) {
-  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, true, packed, layout);
+  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, false, true, packed, layout);
 }
 
 void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -221,14 +228,14 @@ void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, con
 }
 
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
-                             int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+                             int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32) {
   const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
   check_gy(gy, x, p);
   const OnDevice device(x);
   const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});
   if (p.N == 0) return grad_x;
   const Tensor dense_gy = activation(gy);
-  const Type type = type_of(x);
+  const Type type = product_type(x, tf32);
   const auto plan = planned_backward(p, type, limits_of(device));
   int status;
   if (plan.input_refused.empty()) {
@@ -237,7 +244,7 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
                                       grad_x.mutable_data_ptr(), workspace.get(), device.stream());
   } else {
     const auto in = plain_pointers(x, A, weight, nullptr, dense_gy.const_data_ptr());
-    status = ms_g3d::plain::backward_input(p, type, in, grad_x.mutable_data_ptr(), device.stream());
+    status = ms_g3d::plain::backward_input(p, type_of(x), in, grad_x.mutable_data_ptr(), device.stream());
   }
   launched(status, "the backward pass for x");
   return grad_x;

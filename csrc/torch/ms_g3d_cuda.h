@@ -15,9 +15,10 @@ namespace msg3d::binding::gpu {
 // What plans must know of a device, as JSON: `arch`, `multiprocessors`, `shared_bytes` of a block.
 std::string device_limits_of(int64_t index);
 
-// y (N, O, T_out, tau*V), channels_last; every type that there is: float32, float64, float16, bfloat16.
+// y (N, O, T_out, tau*V), channels_last; every type that there is: float32, float64, float16, bfloat16. With tf32,
+// products of float32 take ten bits of a mantissa where there is a kernel for it, backwards too.
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-              int64_t window_size, int64_t window_stride, int64_t window_dilation);
+              int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 
 // The order in which the tensor cores' kernel for x's sizes reads A and weight, and fold where it is a collapse: a
 // number, 0 where no such kernel runs. ms_g3d_pack brings them into that order once: bytes for `packed` of the two
@@ -41,7 +42,7 @@ void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, con
                      const std::optional<Tensor>& packed, int64_t layout);
 
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
-                             int64_t window_size, int64_t window_stride, int64_t window_dilation);
+                             int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
                                                               const Tensor& weight, int64_t window_size,

@@ -62,8 +62,9 @@ ms_g3d::cuda::Type type_of(const std::string& name) {
   using ms_g3d::cuda::Type;
   if (name == "float32") return Type::kFloat32;
   if (name == "float64") return Type::kFloat64;
+  if (name == "tf32") return Type::kTf32;
   if (name == "float16") return Type::kFloat16;
-  require(name == "bfloat16", "plan: dtype is ", name, "; expected float32, float64, float16 or bfloat16");
+  require(name == "bfloat16", "plan: dtype is ", name, "; expected float32, tf32, float64, float16 or bfloat16");
   return Type::kBFloat16;
 }
 

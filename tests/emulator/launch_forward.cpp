@@ -12,11 +12,14 @@ struct Sizes {
   Problem problem() const { return {N, C, T, V, K, O, window, stride, dilation}; }
 };
 
-cuda::Type type_of(int64_t half) { return half ? cuda::Type::kFloat16 : cuda::Type::kBFloat16; }
+cuda::Type type_of(int64_t tf32, int64_t half) {
+  return tf32 ? cuda::Type::kTf32 : half ? cuda::Type::kFloat16 : cuda::Type::kBFloat16;
+}
 
-cuda::ForwardPlan plan_for(const Sizes& s, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels) {
+cuda::ForwardPlan plan_for(const Sizes& s, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels,
+                           int64_t tf32) {
   const cuda::Device device{80, static_cast<int>(multiprocessors), static_cast<int>(shared_kb * 1024)};
-  return cuda::plan_forward(s.problem(), cuda::Type::kBFloat16, device, out_channels);
+  return cuda::plan_forward(s.problem(), type_of(tf32, 0), device, out_channels);
 }
 
 }  // namespace
@@ -24,9 +27,10 @@ cuda::ForwardPlan plan_for(const Sizes& s, int64_t shared_kb, int64_t multiproce
 extern "C" {
 
 int forward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
-                 int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels) {
+                 int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels,
+                 int64_t tf32) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
-  const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels);
+  const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
   const int64_t values[] = {static_cast<int64_t>(plan.kernel),
                             plan.tile,
                             plan.warps,
@@ -53,10 +57,10 @@ int forward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64
 
 // Why there is no tensor-core kernel (at most 255 bytes and a zero), or how many tiles lost.
 int forward_refusal(char* text, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
-                    int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors,
-                    int64_t out_channels) {
+                    int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels,
+                    int64_t tf32) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
-  const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels);
+  const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
   std::strncpy(text, plan.refused.c_str(), 255);
   return 0;
 }
@@ -65,8 +69,8 @@ int forward_refusal(char* text, int64_t N, int64_t C, int64_t T, int64_t V, int6
 int forward_run(const void* x, const void* A, const void* A_res, const void* weight, const void* bias,
                 const void* collapse_weight, const void* collapse_bias, void* y, void* workspace, int64_t N, int64_t C,
                 int64_t T, int64_t V, int64_t K, int64_t O, int64_t window, int64_t stride, int64_t dilation,
-                int64_t shared_kb, int64_t multiprocessors, int64_t out_channels, int64_t half, int64_t relu,
-                int64_t transposed, int64_t accumulate) {
+                int64_t shared_kb, int64_t multiprocessors, int64_t out_channels, int64_t tf32, int64_t half,
+                int64_t relu, int64_t transposed, int64_t accumulate) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
   const int64_t R = window * V;
   cuda::Pointers in{x, A, A_res, weight, bias, {R * R, R, 1}, {K * C, C, 1}};
@@ -75,7 +79,7 @@ int forward_run(const void* x, const void* A, const void* A_res, const void* wei
     in.weight_stride[0] = 1, in.weight_stride[1] = O, in.weight_stride[2] = K * O;
   }
   const cuda::Collapse collapse{collapse_weight, collapse_bias, {O * window, window, 1}, accumulate != 0};
-  return cuda::forward(s.problem(), type_of(half), plan_for(s, shared_kb, multiprocessors, out_channels), in, relu != 0,
-                       y, workspace, nullptr, out_channels ? &collapse : nullptr);
+  return cuda::forward(s.problem(), type_of(tf32, half), plan_for(s, shared_kb, multiprocessors, out_channels, tf32),
+                       in, relu != 0, y, workspace, nullptr, out_channels ? &collapse : nullptr);
 }
 }

@@ -129,12 +129,6 @@ SIMT_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_
   const uint32_t b[] = {b0, b1};
   emulator::mma(emulator::Element::kTf32, 8, d, a, b);
 }
-SIMT_DEVICE uint32_t to_tf32(float value) {  // to nearest, ties away from zero; 13 bits fewer
-  const uint32_t bits = float_bits(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
-  if ((bits & 0x7fffffffu) == 0x7f800000u) return bits;
-  return (bits + 0x1000u) & ~0x1fffu;
-}
 
 template <typename T>
 SIMT_DEVICE T shuffle(T value, int source_lane) {

@@ -197,11 +197,6 @@ SIMT_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-SIMT_DEVICE uint32_t to_tf32(float value) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return bits;
-}
 
 // ---- warp collectives over all 32 lanes; T has 4 or 8 bytes
 template <typename T>
@@ -250,6 +245,7 @@ SIMT_DEVICE T load_readonly(const T* pointer) {
     return __ldg(pointer);
   }
 }
+SIMT_DEVICE tf32 load_readonly(const tf32* pointer) { return {__ldg(&pointer->value)}; }
 SIMT_DEVICE Bits128 load_readonly(const Bits128* pointer) {
   const uint4 v = __ldg(reinterpret_cast<const uint4*>(pointer));
   return {v.x, v.y, v.z, v.w};

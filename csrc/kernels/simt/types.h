@@ -1,6 +1,6 @@
 // bf16 and half as bits, with conversions that round to nearest even, for host and device; no header of CUDA or torch.
 // T is the storage type (float, bf16, half); arithmetic happens in float. Pairs sit in 32 bits, the first in the low
-// half.
+// half. tf32 is float in memory whose products take ten bits of its mantissa.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,9 @@ struct alignas(2) bf16 {
 };
 struct alignas(2) half {
   uint16_t bits;
+};
+struct tf32 {
+  float value;
 };
 
 SIMT_HOST_DEVICE uint32_t float_bits(float value) {
@@ -85,9 +88,24 @@ SIMT_HOST_DEVICE float half_to_float(uint16_t bits) {
 
 }  // namespace detail
 
+// The bits of a tf32 operand: to nearest, ties away from zero, 13 bits fewer.
+SIMT_HOST_DEVICE uint32_t to_tf32(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t result;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+  return result;
+#else
+  const uint32_t bits = float_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
+  if ((bits & 0x7fffffffu) == 0x7f800000u) return bits;
+  return (bits + 0x1000u) & ~0x1fffu;
+#endif
+}
+
 SIMT_HOST_DEVICE float to_float(float value) { return value; }
 SIMT_HOST_DEVICE float to_float(bf16 value) { return bits_float(static_cast<uint32_t>(value.bits) << 16); }
 SIMT_HOST_DEVICE float to_float(half value) { return detail::half_to_float(value.bits); }
+SIMT_HOST_DEVICE float to_float(tf32 value) { return value.value; }
 
 // from_float<T>(value), rounded to nearest even.
 template <typename T>
@@ -103,6 +121,11 @@ SIMT_HOST_DEVICE bf16 from_float<bf16>(float value) {
 template <>
 SIMT_HOST_DEVICE half from_float<half>(float value) {
   return {detail::round_to_half(value)};
+}
+
+template <>
+SIMT_HOST_DEVICE tf32 from_float<tf32>(float value) {
+  return {bits_float(to_tf32(value))};
 }
 
 // Two floats rounded to T in one register, `low` in the low half: what an mma fragment holds.

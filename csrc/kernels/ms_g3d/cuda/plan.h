@@ -18,7 +18,8 @@
 
 namespace msg3d::ms_g3d::cuda {
 
-enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16 };
+// kTf32: float32 whose products may take ten bits of a mantissa.
+enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16, kTf32 };
 
 struct Device {
   int arch;             // 80, 90, ...: compute capability times ten
@@ -32,6 +33,7 @@ constexpr int kGroup = 48;            // output channels of a warp: three m16 ti
 constexpr int kColumnStep = 24;       // output channels of a projection unit of the windows kernel
 constexpr int kFewColumns = 24;       // windows times channels of the kernel for few input channels
 constexpr int kMostWarps = 8;         // of a block: leaves 255 registers to a thread
+constexpr int kStepBytes = 32;        // of a row, that one product sums over: 16 values of 16 bits, 8 of tf32
 constexpr int kFragmentBytes = 128;   // one register of a warp: an 8 x 8 matrix of 16-bit values
 constexpr int kSharedReserve = 1024;  // what the system takes of an SM's shared memory for each block
 
@@ -63,6 +65,7 @@ constexpr WindowTile kWindowTiles[] = {
 struct ForwardPlan {
   Kernel kernel;
   std::string refused;  // of kPlain: why no tensor-core kernel runs
+  int element_bytes;    // of T
   int tile;             // index into kFramePacks or kWindowTiles
   int warps;
   int groups;            // of 48 output channels that a block computes at once: a slice
@@ -70,8 +73,8 @@ struct ForwardPlan {
   int windows;           // frames or windows of a block
   int slots;             // windows: frames that a block holds in shared memory
   int frame_step;        // windows: frames from one slot to the next
-  int channel_steps;     // k16 steps of C
-  int weight_steps;      // frames: k16 steps of a weight chunk; windows: projection units of a weight chunk
+  int channel_steps;     // of kStepBytes of C
+  int weight_steps;      // frames: steps of a weight chunk; windows: projection units of a weight chunk
   bool wide_units;       // windows: projection units are 48 channels wide
   int slices;            // of all output channels
   int slices_per_block;  // that a block computes one after the other while it keeps x
@@ -143,11 +146,14 @@ inline void finish(ForwardPlan& plan, const Device& device, int64_t clocks, int6
   plan.workspace_bytes = aligned(plan.weight_bytes) + aligned(plan.adjacency_bytes) + aligned(plan.collapse_bytes);
 }
 
-inline void cut_channels(ForwardPlan& plan, const Problem& p, int groups) {
-  plan.groups = groups;
-  plan.channel_steps = static_cast<int>(ceil_div(p.C, 16));
+// Steps of a sum over `tiles` tiles of eight joints.
+inline int64_t joint_steps(int64_t tiles, int bytes) { return bytes == 2 ? ceil_div(tiles, 2) : tiles; }
+
+inline void cut_channels(ForwardPlan& plan, const Problem& p, int groups, int bytes) {
+  plan.groups = groups, plan.element_bytes = bytes;
+  plan.channel_steps = static_cast<int>(ceil_div(p.C * bytes, kStepBytes));
   plan.slices = static_cast<int>(ceil_div(p.O, plan.slice()));
-  plan.weight_bytes = plan.slices * p.K * plan.channel_steps * 16 * plan.slice() * 2;
+  plan.weight_bytes = plan.slices * p.K * plan.channel_steps * kStepBytes * plan.slice();
 }
 
 // The collapse to `out_channels` behind a plan whose y may go to `y_at` and whose shared memory is free from there on,
@@ -157,60 +163,62 @@ inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channe
   const int64_t sets = plan.windows * ceil_div(p.V, 32);
   if (sets > plan.warps) return false;
   plan.out_channels = static_cast<int>(out_channels);
-  const int64_t out_groups = ceil_div(out_channels, kGroup), group_bytes = plan.groups * 3 * 1536;
+  const int64_t out_groups = ceil_div(out_channels, kGroup), steps = plan.groups * 3 * plan.element_bytes / 2;
+  const int64_t group_bytes = steps * 1536;
   plan.collapse_groups = static_cast<int>(std::min(plan.warps / sets, out_groups));
   plan.collapse_bytes = plan.slices * p.window * out_groups * group_bytes;
   const int64_t stage_bytes = 2 * plan.collapse_groups * group_bytes;
-  const int64_t y_bytes = plan.windows * ceil_div(p.nodes(), 8) * 8 * plan.slice() * 2;
+  const int64_t y_bytes = plan.windows * ceil_div(p.nodes(), 8) * 8 * plan.slice() * plan.element_bytes;
   plan.y_at = y_at;
   plan.stage_at = static_cast<int>(whole && stage_bytes <= y_at ? 0 : y_at + y_bytes);
   const int64_t end = y_at + y_bytes + (plan.stage_at ? stage_bytes : 0);
   plan.shared_bytes = static_cast<int>(std::max<int64_t>(plan.shared_bytes, end));
-  const int64_t steps = plan.groups * 3, passes = ceil_div(out_groups, plan.collapse_groups);
+  const int64_t passes = ceil_div(out_groups, plan.collapse_groups);
   const int64_t busy = sets * plan.collapse_groups;
   const int64_t tiles = 3 * ceil_div(std::min<int64_t>(p.V, 32), 8);
   const Interval slot{ceil_div(busy, 4) * tiles * steps, busy * 20 * steps + stage_bytes / 256};
   clocks += plan.slices * (passes * p.window * slot.clocks() + y_bytes / 128);
-  all_bytes += plan.collapse_bytes + plan.windows * p.V * out_channels * 2;
+  all_bytes += plan.collapse_bytes + plan.windows * p.V * out_channels * plan.element_bytes;
   return true;
 }
 
 // Packs of frames, `sets` of them in a block.
-inline ForwardPlan frames_plan(const Problem& p, const Device& device, int tile, int groups, int sets,
+inline ForwardPlan frames_plan(const Problem& p, const Device& device, int bytes, int tile, int groups, int sets,
                                int weight_chunks) {
   const FramePack& pack = kFramePacks[tile];
   ForwardPlan plan{};
   plan.kernel = Kernel::kFrames, plan.tile = tile, plan.parts = plan.frame_step = 1;
-  cut_channels(plan, p, groups);
+  cut_channels(plan, p, groups, bytes);
   plan.warps = groups * sets, plan.windows = plan.slots = sets * pack.frames;
   plan.weight_steps = static_cast<int>(ceil_div(plan.channel_steps, weight_chunks));
   plan.slices_per_block = plan.slices;
-  plan.adjacency_part_bytes = pack.frames * pack.joint_tiles * pack.joint_tiles * kFragmentBytes;
+  plan.adjacency_part_bytes = pack.frames * pack.joint_tiles * pack.joint_tiles * kFragmentBytes * bytes / 2;
   plan.adjacency_bytes = p.K * plan.adjacency_part_bytes;
-  plan.weight_chunk_bytes = plan.weight_steps * 16 * plan.slice() * 2;
+  plan.weight_chunk_bytes = plan.weight_steps * kStepBytes * plan.slice();
   const int64_t rows = (sets - 1) * pack.frames * p.V + pack.row_tiles * 8;
-  plan.weight_at = static_cast<int>(rows * plan.channel_steps * 32);
+  plan.weight_at = static_cast<int>(rows * plan.channel_steps * kStepBytes);
   plan.adjacency_at = plan.weight_at + 2 * plan.weight_chunk_bytes;
   plan.shared_bytes = plan.adjacency_at + 2 * plan.adjacency_part_bytes;
   plan.blocks = ceil_div(p.N * p.T, plan.windows);
   const int64_t k = plan.channel_steps, scales = plan.slices * p.K;
-  const int64_t products = 3 * pack.row_tiles * k + pack.frames * 3 * pack.joint_tiles * ceil_div(pack.joint_tiles, 2);
+  const int64_t products =
+      3 * pack.row_tiles * k + pack.frames * 3 * pack.joint_tiles * joint_steps(pack.joint_tiles, bytes);
   const int64_t fragments = (48 + 8 * pack.row_tiles) * k / 4 + plan.adjacency_part_bytes / 128;
-  const int64_t staged = k * 16 * plan.slice() * 2 + plan.adjacency_part_bytes;
+  const int64_t staged = k * kStepBytes * plan.slice() + plan.adjacency_part_bytes;
   const Interval scale{products * ceil_div(plan.warps, 4), fragments * plan.warps + staged / 128};
-  const int64_t x_bytes = plan.windows * p.V * p.C * 2, y_bytes = plan.windows * p.V * p.O * 2;
+  const int64_t x_bytes = plan.windows * p.V * p.C * bytes, y_bytes = plan.windows * p.V * p.O * bytes;
   finish(plan, device, scales * (scale.clocks() + 40 * (weight_chunks - 1)), x_bytes,
          x_bytes + y_bytes + scales * staged);
   return plan;
 }
 
 // False if no such tile exists.
-inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int tile, int groups, int windows,
-                         bool stream_weight, bool wide_units, bool keep_x, int64_t out_channels) {
+inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int bytes, int tile, int groups,
+                         int windows, bool stream_weight, bool wide_units, bool keep_x, int64_t out_channels) {
   const WindowTile& shape = kWindowTiles[tile];
   plan = {};
   plan.kernel = Kernel::kWindows, plan.tile = tile;
-  cut_channels(plan, p, groups);
+  cut_channels(plan, p, groups, bytes);
   plan.windows = windows;
   const int64_t node_tiles = ceil_div(p.nodes(), 8);
   plan.parts = static_cast<int>(ceil_div(node_tiles, shape.node_tiles));
@@ -221,12 +229,12 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   const int64_t rows = plan.slots * p.V, k = plan.channel_steps, columns = plan.slice() / kColumnStep;
   plan.weight_steps = static_cast<int>(stream_weight ? 1 : columns);
   plan.slices_per_block = keep_x ? plan.slices : 1;
-  plan.adjacency_part_bytes = static_cast<int>(node_tiles * shape.node_tiles * kFragmentBytes);
+  plan.adjacency_part_bytes = static_cast<int>(node_tiles * shape.node_tiles * kFragmentBytes * bytes / 2);
   const int64_t a_bytes = plan.parts * plan.adjacency_part_bytes;
   plan.adjacency_bytes = p.K * a_bytes;
-  plan.weight_chunk_bytes = static_cast<int>(k * kColumnStep * 32);
-  plan.z_at = static_cast<int>(rows * k * 32);
-  plan.weight_at = static_cast<int>(plan.z_at + rows * plan.slice() * 2);
+  plan.weight_chunk_bytes = static_cast<int>(k * kColumnStep * kStepBytes);
+  plan.z_at = static_cast<int>(rows * k * kStepBytes);
+  plan.weight_at = static_cast<int>(plan.z_at + rows * plan.slice() * bytes);
   plan.adjacency_at = static_cast<int>(plan.weight_at + (stream_weight ? 2 : columns) * plan.weight_chunk_bytes);
   plan.shared_bytes = static_cast<int>(plan.adjacency_at + a_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows) * (plan.slices / plan.slices_per_block);
@@ -237,15 +245,15 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   const int64_t weight_bytes = columns * plan.weight_chunk_bytes;
   const Interval project{
       busiest(units, plan.warps) * 6 * wide * k,
-      units * (8 + 6 * wide) * k + (rows * plan.slice() / 64 + (a_bytes + weight_bytes) / 128) / chunks};
-  const int64_t products = 3 * shape.node_tiles * shape.windows * ceil_div(node_tiles, 2);
-  const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * ceil_div(node_tiles, 2);
+      units * (8 + 6 * wide) * k + (rows * plan.slice() * bytes / 128 + (a_bytes + weight_bytes) / 128) / chunks};
+  const int64_t steps = joint_steps(node_tiles, bytes), products = 3 * shape.node_tiles * shape.windows * steps;
+  const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * steps;
   const Interval gather{ceil_div(plan.warps, 4) * products, plan.warps * fragments + weight_bytes / 128};
-  const int64_t scales = plan.slices_per_block * p.K, x_bytes = rows * p.C * 2;
+  const int64_t scales = plan.slices_per_block * p.K, x_bytes = rows * p.C * bytes;
   int64_t clocks = scales * (chunks * project.clocks() + gather.clocks());
   int64_t all_bytes = x_bytes + scales * (a_bytes + weight_bytes);
   if (out_channels == 0) {
-    all_bytes += windows * p.nodes() * std::min<int64_t>(p.O, plan.slices_per_block * plan.slice()) * 2;
+    all_bytes += windows * p.nodes() * std::min<int64_t>(p.O, plan.slices_per_block * plan.slice()) * bytes;
   } else if (plan.slices_per_block != plan.slices ||
              !add_collapse(plan, p, out_channels, plan.slices > 1 ? plan.z_at : 0, false, clocks, all_bytes)) {
     return false;
@@ -254,18 +262,23 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   return true;
 }
 
-// Aggregate first, for C <= 8. One slice holds all output channels; `channel_steps` are k16 steps of K*C.
-inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device& device, int windows,
+// 16-byte chunks of a row of H: 16-bit products may end with half a step.
+inline int64_t few_chunks(const Problem& p, int bytes) {
+  return bytes == 2 ? ceil_div(p.K * p.C, 8) : 2 * ceil_div(p.K * p.C, 8);
+}
+
+// Aggregate first, for C <= 8. One slice holds all output channels; `channel_steps` are steps of K*C.
+inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device& device, int bytes, int windows,
                               int64_t out_channels) {
   plan = {};
   plan.kernel = Kernel::kFewChannels, plan.parts = plan.frame_step = plan.slices = plan.slices_per_block = 1;
-  plan.warps = kMostWarps, plan.windows = windows;
+  plan.warps = kMostWarps, plan.windows = windows, plan.element_bytes = bytes;
   plan.groups = static_cast<int>(ceil_div(p.O, kGroup));
-  plan.channel_steps = static_cast<int>(ceil_div(p.K * p.C, 16));
+  plan.channel_steps = static_cast<int>(ceil_div(p.K * p.C * bytes, kStepBytes));
   plan.weight_steps = plan.channel_steps;
-  plan.weight_bytes = plan.channel_steps * 16 * plan.slice() * 2;
-  const int64_t steps = ceil_div(p.nodes(), 16), row_tiles = ceil_div(p.nodes() * p.K, 16);
-  const int64_t rows = windows * p.nodes(), chunks = ceil_div(p.K * p.C, 8);
+  plan.weight_bytes = plan.channel_steps * kStepBytes * plan.slice();
+  const int64_t steps = ceil_div(p.nodes() * bytes, kStepBytes), row_tiles = ceil_div(p.nodes() * p.K, 16);
+  const int64_t rows = windows * p.nodes(), chunks = few_chunks(p, bytes);
   plan.adjacency_bytes = row_tiles * steps * 512;
   plan.z_at = static_cast<int>(kFewColumns * steps * 32);
   plan.weight_at = static_cast<int>(plan.z_at + rows * chunks * 16);
@@ -277,8 +290,8 @@ inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device&
                          ceil_div(rows, 32) * plan.groups * 20 * ceil_div(chunks, 2)};
   int64_t clocks = aggregate.clocks() + project.clocks(), all_bytes = plan.adjacency_bytes + plan.weight_bytes;
   if (out_channels == 0) {
-    all_bytes += rows * p.O * 2;
-    clocks += rows * p.O * 2 / 12;  // to memory, which takes longer than both products
+    all_bytes += rows * p.O * bytes;
+    clocks += rows * p.O * bytes / 12;  // to memory, which takes longer than both products
   } else if (!add_collapse(plan, p, out_channels, plan.shared_bytes, true, clocks, all_bytes)) {
     return false;
   }
@@ -345,7 +358,7 @@ inline std::string tile_name(const char* shape, int groups, int count, const cha
 }
 
 // The fastest of the tiles whose name has `forced` in it.
-inline ForwardPlan fastest(const Problem& p, const Device& device, int64_t out_channels,
+inline ForwardPlan fastest(const Problem& p, const Device& device, int bytes, int64_t out_channels,
                            std::vector<Rejected>* rejected, const std::string& forced) {
   Choice choice(device, forced);
   ForwardPlan plan;
@@ -353,7 +366,7 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int64_t out_c
   const auto too_wide = [&](int groups) { return groups > 1 && groups >= 2 * all_groups; };
   if (p.C <= 8) {
     for (int windows = static_cast<int>(kFewColumns / p.C); windows > 0; windows /= 2) {
-      if (few_channels_plan(plan, p, device, windows, out_channels)) {
+      if (few_channels_plan(plan, p, device, bytes, windows, out_channels)) {
         choice.consider(plan, "few channels, " + std::to_string(windows) + " windows a block");
       }
     }
@@ -364,8 +377,8 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int64_t out_c
       for (int groups : {1, 2, 4, 8}) {
         for (int sets : {1, 2, 4}) {
           for (int chunks : {1, 2, 4, 8}) {
-            if (too_wide(groups) || groups * sets > kMostWarps || chunks > ceil_div(p.C, 16)) continue;
-            choice.consider(frames_plan(p, device, tile, groups, sets, chunks),
+            if (too_wide(groups) || groups * sets > kMostWarps || chunks > ceil_div(p.C * bytes, kStepBytes)) continue;
+            choice.consider(frames_plan(p, device, bytes, tile, groups, sets, chunks),
                             tile_name(pack.name, groups, sets * pack.frames, "frames",
                                       chunks > 1 ? ", weights in " + std::to_string(chunks) + " chunks" : ""));
           }
@@ -386,7 +399,8 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int64_t out_c
             if (wide && !shape.wide_units) continue;
             if (too_wide(groups) || windows % shape.windows != 0) continue;
             if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
-            if (!windows_plan(plan, p, device, tile, groups, windows, stream, wide, keep, out_channels)) continue;
+            if (!windows_plan(plan, p, device, bytes, tile, groups, windows, stream, wide, keep, out_channels))
+              continue;
             choice.consider(plan, tile_name(shape.name, groups, windows, "windows",
                                             std::string(stream ? ", weights streamed"
                                                         : wide ? ", wide units"
@@ -411,7 +425,9 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
   if (type == Type::kFloat64) return plain("float64 has no tensor-core path");
   if (type == Type::kFloat32) return plain("float32 runs in full precision");
   if (device.arch < 80) return plain("tensor cores for this need compute capability 8.0");
-  if (p.C > 8 && p.C % 8 != 0) return plain("C is over 8 and not a multiple of 8");
+  const int bytes = type == Type::kTf32 ? 4 : 2;
+  const std::string piece = std::to_string(16 / bytes);  // of 16 bytes
+  if (p.C > 8 && p.C % (16 / bytes) != 0) return plain("C is over 8 and not a multiple of " + piece);
   if (p.O % 2 != 0) return plain("O is odd");
   if (out_channels % 2 != 0) return plain("the collapse's output channels are odd");
   if (p.V > 64) return plain("V is over 64");
@@ -420,9 +436,9 @@ inline ForwardPlan plan_forward(const Problem& p, Type type, const Device& devic
     plan.forced = true;
     return plan;
   }
-  ForwardPlan plan = detail::fastest(p, device, out_channels, rejected, forced);
+  ForwardPlan plan = detail::fastest(p, device, bytes, out_channels, rejected, forced);
   if (plan.kernel != Kernel::kPlain || forced.empty()) return plan;
-  return detail::fastest(p, device, out_channels, rejected, {});
+  return detail::fastest(p, device, bytes, out_channels, rejected, {});
 }
 
 }  // namespace msg3d::ms_g3d::cuda

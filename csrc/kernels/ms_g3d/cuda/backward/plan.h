@@ -292,8 +292,11 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   const Problem p = simplified(given);
   BackwardPlan best{};
   std::string why;
+  const bool tf32 = type == Type::kTf32;
   if (type == Type::kFloat64 || type == Type::kFloat32)
     why = "only 16-bit types run on the tensor cores";
+  else if (tf32 && (p.window > 1 || p.stride > 1))
+    why = "tf32 has no backward kernel for windows";
   else if (device.arch < 80)
     why = "tensor cores for this need compute capability 8.0";
   else if (p.O % 8 != 0)
@@ -305,6 +308,15 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   best.input_refused = best.parameters_refused = why;
   if (!why.empty()) return best;
 
+  best.as_forward.kernel = Kernel::kPlain;
+  const auto forward = [&] { return plan_forward(transposed(p), type, device); };
+  if (tf32) {  // only what a forward pass can do
+    best.parameters_refused = "tf32 has no kernel for the parameters";
+    best.as_forward = forward();
+    best.input_refused = best.as_forward.refused;
+    best.input_workspace_bytes = best.as_forward.workspace_bytes;
+    return best;
+  }
   const auto consider = [&device](auto& plan, const auto& candidate) {
     if (!detail::fits(candidate.shared_bytes, device) || candidate.shared_bytes == 0) return;
     if (plan.shared_bytes == 0 || candidate.clocks < plan.clocks) plan = candidate;
@@ -342,10 +354,9 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   if (best.grad_x.shared_bytes == 0) best.input_refused = "grad_x: " + small;
   if (best.grad_weight.shared_bytes == 0) best.parameters_refused = "grad_weight: " + small;
   if (best.grad_A.shared_bytes == 0) best.parameters_refused = "grad_A: " + small;
-  best.as_forward.kernel = Kernel::kPlain;
   if (p.window == 1 && p.stride == 1) {
-    const ForwardPlan forward = plan_forward(transposed(p), type, device);
-    if (forward.kernel == Kernel::kFrames && forward.clocks < best.grad_x.clocks) best.as_forward = forward;
+    const ForwardPlan plan = forward();
+    if (plan.kernel == Kernel::kFrames && plan.clocks < best.grad_x.clocks) best.as_forward = plan;
   }
   best.input_workspace_bytes = std::max(best.grad_x.workspace_bytes(), best.as_forward.workspace_bytes);
   best.parameters_workspace_bytes = best.grad_A.workspace_bytes() + best.grad_weight.workspace_bytes();

@@ -11,27 +11,37 @@
 
 namespace msg3d::ms_g3d::cuda {
 
-// What store_nodes stores, but into two neighbouring rows, the first of them even, of shared memory. In either of the
-// two stores half of the lanes write each row, such that the words of eight rows fall into different banks.
+// What store_nodes stores, but into two neighbouring rows, the first of them even, of shared memory, as operands. In
+// either of the two stores of 16-bit pairs half of the lanes write each row, such that the words of eight rows fall
+// into different banks.
 template <typename T>
 SIMT_DEVICE void stage_nodes(unsigned char* y, const Rows& rows, int row, int channel, const float (&d)[4], float bias0,
                              float bias1, bool first, bool second) {
   const auto relu = [](float value) { return value < 0 ? 0.f : value; };
-  const uint32_t word0 = simt::pack_pair<T>(relu(d[0] + bias0), relu(d[2] + bias1));
-  const uint32_t word1 = simt::pack_pair<T>(relu(d[1] + bias0), relu(d[3] + bias1));
-  const int turn = rows.mask == 7 ? 0 : rows.turn(row), lower = (simt::lane_index() / 4 + turn) % 2;
-  const int row0 = row + lower, row1 = row + 1 - lower;
+  const float v00 = relu(d[0] + bias0), v01 = relu(d[2] + bias1), v10 = relu(d[1] + bias0), v11 = relu(d[3] + bias1);
   const auto place = [&](int r) {
-    return reinterpret_cast<uint32_t*>(y + rows.offset(r, channel / 8) + channel % 8 * 2);
+    return y + rows.offset(r, channel / kPerChunk<T>) + channel % kPerChunk<T> * static_cast<int>(sizeof(T));
   };
-  if (lower ? second : first) *place(row0) = lower ? word1 : word0;
-  if (lower ? first : second) *place(row1) = lower ? word0 : word1;
+  if constexpr (kIsTf32<T>) {
+    if (first) simt::store_vector(place(row), simt::Bits64{simt::to_tf32(v00), simt::to_tf32(v01)});
+    if (second) simt::store_vector(place(row + 1), simt::Bits64{simt::to_tf32(v10), simt::to_tf32(v11)});
+  } else {
+    const uint32_t word0 = simt::pack_pair<T>(v00, v01), word1 = simt::pack_pair<T>(v10, v11);
+    const int turn = rows.mask == 7 ? 0 : rows.turn(row), lower = (simt::lane_index() / 4 + turn) % 2;
+    const int row0 = row + lower, row1 = row + 1 - lower;
+    if (lower ? second : first) *reinterpret_cast<uint32_t*>(place(row0)) = lower ? word1 : word0;
+    if (lower ? first : second) *reinterpret_cast<uint32_t*>(place(row1)) = lower ? word0 : word1;
+  }
 }
 
+template <typename T>
+constexpr int kGroupSteps = kGroup * sizeof(T) / kStepBytes;  // of a sum over a group's channels
+
 // Fetches the weights of step `item` of the loop below.
+template <typename T>
 SIMT_DEVICE void fetch_collapse(const ForwardCall& call, int slice, int item) {
   const int at_once = call.collapse_groups;
-  const int out_groups = (call.out_channels + kGroup - 1) / kGroup, group_bytes = call.groups * 3 * 3 * 512;
+  const int out_groups = (call.out_channels + kGroup - 1) / kGroup, group_bytes = call.groups * kGroupSteps<T> * 1536;
   const int slot_count = call.nodes / call.V, first = item / slot_count * at_once;
   const int count = out_groups - first < at_once ? out_groups - first : at_once;
   const int64_t at = (static_cast<int64_t>(slice) * slot_count + item % slot_count) * out_groups + first;
@@ -40,13 +50,25 @@ SIMT_DEVICE void fetch_collapse(const ForwardCall& call, int slice, int item) {
   simt::cp_async_commit();
 }
 
+// Adds two neighbours in memory to two sums.
+template <typename T>
+SIMT_DEVICE void add_pair(const T* from, float& sum0, float& sum1) {
+  if constexpr (kIsTf32<T>) {
+    const simt::Bits64 pair = simt::load_vector<simt::Bits64>(from);
+    sum0 += simt::bits_float(pair.x), sum1 += simt::bits_float(pair.y);
+  } else {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+    sum0 += simt::pair_low<T>(pair), sum1 += simt::pair_high<T>(pair);
+  }
+}
+
 // After the barrier that ends the staging of y, with item 0 fetched. `first_window` counts from the first clip on.
 template <typename T>
 SIMT_DEVICE void collapse(const ForwardCall& call, int slice, int64_t first_window, int windows) {
   using namespace simt;
   const Rows& y_rows = call.y_rows;
   const int y_at = call.y_at, stage_at = call.stage_at, at_once = call.collapse_groups;
-  const int out_groups = (call.out_channels + kGroup - 1) / kGroup, steps = call.groups * 3;
+  const int out_groups = (call.out_channels + kGroup - 1) / kGroup, steps = call.groups * kGroupSteps<T>;
   const int slots = call.nodes / call.V, items = (out_groups + at_once - 1) / at_once * slots;
   const int lane = opaque(lane_index()), warp = opaque(warp_index());
   const int sets = call.tile_windows * ((call.V + 31) / 32), set = warp % sets, my_group = warp / sets;
@@ -60,7 +82,7 @@ SIMT_DEVICE void collapse(const ForwardCall& call, int slice, int64_t first_wind
   for (int item = 0; item < items; ++item) {
     cp_async_wait<0>();
     block_barrier();  // these weights, and y before the first, are there for everybody; the other buffer is free
-    if (item + 1 < items) fetch_collapse(call, slice, item + 1);
+    if (item + 1 < items) fetch_collapse<T>(call, slice, item + 1);
     const int group = item / slots * at_once + my_group, slot = item % slots;
     if (my_group >= at_once || group >= out_groups || window >= windows) continue;  // the same for the whole warp
     const int row = window * call.y_pitch + slot * call.V;
@@ -77,7 +99,8 @@ SIMT_DEVICE void collapse(const ForwardCall& call, int slice, int64_t first_wind
         const uint32_t a[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          if (first_joint + n * 8 < call.V) mma_m16n8k16<T>(sum[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+          if (first_joint + n * 8 < call.V)
+            multiply_step<T>(sum[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
       }
     }
@@ -96,10 +119,8 @@ SIMT_DEVICE void collapse(const ForwardCall& call, int slice, int64_t first_wind
         T* const at = to + n * 8 * call.out_channels + 16 * i;
         const bool first = stored && v + n * 8 < call.V, second = stored && v + n * 8 + 1 < call.V;
         if (call.accumulate || slice > 0) {
-          const uint32_t old0 = first ? *reinterpret_cast<const uint32_t*>(at) : 0;
-          const uint32_t old1 = second ? *reinterpret_cast<const uint32_t*>(at + call.out_channels) : 0;
-          sum[i][n][0] += pair_low<T>(old0), sum[i][n][2] += pair_high<T>(old0);
-          sum[i][n][1] += pair_low<T>(old1), sum[i][n][3] += pair_high<T>(old1);
+          if (first) add_pair(at, sum[i][n][0], sum[i][n][2]);
+          if (second) add_pair(at + call.out_channels, sum[i][n][1], sum[i][n][3]);
         }
         store_nodes(at, call.out_channels, sum[i][n], bias0, bias1, last && call.relu, first, second);
         sum[i][n][0] = sum[i][n][1] = sum[i][n][2] = sum[i][n][3] = 0;

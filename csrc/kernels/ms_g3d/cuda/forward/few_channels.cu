@@ -1,5 +1,6 @@
-// MS-GCN and MS-G3D of few input channels (C <= 8: the network's first stage) on tensor cores, 16-bit operands, sums in
-// float. Aggregate first: with K*C as short as it is, both products together take less time than writing y.
+// MS-GCN and MS-G3D of few input channels (C <= 8: the network's first stage) on tensor cores, operands of 16 bits or
+// tf32, sums in float. Aggregate first: with K*C as short as it is, both products together take less time than writing
+// y.
 //
 //     1  H[(f,r), (k,c)] = sum_j A[k,r,j] x_f[j,c]           rows (r,k), columns (f,c): H into shared memory
 //     2  y^T[o, (f,r)] = sum_{k,c} weight[o,(k,c)] H[(f,r), (k,c)]
@@ -15,7 +16,7 @@ using namespace simt;
 
 constexpr int kRowTiles = 4;  // of eight rows of H that a warp multiplies at once in phase 2
 
-// A of an m16 tile and a k16 step; the words of a lane lie side by side.
+// A of an m16 tile and a step; the words of a lane lie side by side.
 SIMT_DEVICE void load_fragment(uint32_t (&a)[4], const Bits128* from) {
   const Bits128 words = load_readonly(from);
   a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
@@ -25,7 +26,8 @@ template <typename T>
 SIMT_KERNEL(kMostWarps * 32, 2)
 void few_channels_kernel(ForwardCall call) {
   const int threads = call.warps * 32;
-  const int steps = (call.nodes + 15) / 16;  // k16 steps of phase 1
+  constexpr int kPerStep = kStepBytes / sizeof(T);
+  const int steps = (call.nodes + kPerStep - 1) / kPerStep;  // of phase 1
   const Rows &x_rows = call.x_rows, &h_rows = call.z_rows;
   const int h_count = call.tile_windows * call.nodes, h_at = call.z_at, weight_at = call.weight_at;
   unsigned char* const shared = shared_memory<unsigned char>();
@@ -37,20 +39,21 @@ void few_channels_kernel(ForwardCall call) {
   fetch(shared_at + weight_at, call.weight, call.slices * call.channel_steps * call.groups * 3 * 512, threads);
   cp_async_commit();
   const auto place = [&](int base, const Rows& rows, int row, int column) {
-    return reinterpret_cast<T*>(shared + base + rows.offset(row, column / 8)) + column % 8;
+    return reinterpret_cast<T*>(shared + base + rows.offset(row, column / kPerChunk<T>)) + column % kPerChunk<T>;
   };
   {  // x_f^T, rows (f,c); nodes outside the clip, nodes behind the last and rows behind the last are zero
     const T* const x = static_cast<const T*>(call.x) + static_cast<int64_t>(clip) * call.T * call.V * call.C;
 #pragma unroll 1
-    for (int i = thread_index(); i < (kFewColumns + call.C - 1) / call.C * call.C * steps * 16; i += threads) {
-      const int c = i % call.C, at = i / call.C, j = at % (steps * 16), f = at / (steps * 16);
+    for (int i = thread_index(); i < (kFewColumns + call.C - 1) / call.C * call.C * steps * kPerStep; i += threads) {
+      const int c = i % call.C, at = i / call.C, j = at % (steps * kPerStep), f = at / (steps * kPerStep);
       const int slot = j / call.V, frame = (first_window + f) * call.stride + slot * call.dilation - call.padding;
       const bool inside = f < windows && j < call.nodes && frame >= 0 && frame < call.T;
       T value = from_float<T>(0.f);
       if (inside) value = load_readonly(x + static_cast<int64_t>(frame * call.V + j - slot * call.V) * call.C + c);
+      if (kIsTf32<T>) value = from_float<T>(to_float(value));  // rounds
       if (f * call.C + c < kFewColumns) *place(0, x_rows, f * call.C + c, j) = value;
     }
-    const int filled = call.K * call.C, padding = h_rows.chunks * 8 - filled;
+    const int filled = call.K * call.C, padding = h_rows.chunks * kPerChunk<T> - filled;
 #pragma unroll 1
     for (int i = thread_index(); i < h_count * padding; i += threads) {
       *place(h_at, h_rows, i / padding, filled + i % padding) = from_float<T>(0.f);
@@ -74,9 +77,9 @@ void few_channels_kernel(ForwardCall call) {
       uint32_t b[4], third[2];
       ldmatrix_x4(b, shared_at + x_rows.offset(lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
       ldmatrix_x2(third, shared_at + x_rows.offset(16 + lane % 8, 2 * step + lane / 8 % 2));
-      mma_m16n8k16<T>(h[0], a, b[0], b[1]);
-      mma_m16n8k16<T>(h[1], a, b[2], b[3]);
-      mma_m16n8k16<T>(h[2], a, third[0], third[1]);
+      multiply_step<T>(h[0], a, b[0], b[1]);
+      multiply_step<T>(h[1], a, b[2], b[3]);
+      multiply_step<T>(h[2], a, third[0], third[1]);
     }
 #pragma unroll
     for (int half_tile = 0; half_tile < 2; ++half_tile) {
@@ -119,7 +122,9 @@ void few_channels_kernel(ForwardCall call) {
 #pragma unroll
         for (int n = 0; n < kRowTiles; ++n) {
           const uint32_t b0 = b[n / 2][n % 2 * 2], b1 = b[n / 2][n % 2 * 2 + 1];
-          if (chunk + 1 < h_rows.chunks) {
+          if constexpr (kIsTf32<T>) {  // chunks are even
+            multiply_step<T>(y[i][n], a, b0, b1);
+          } else if (chunk + 1 < h_rows.chunks) {
             mma_m16n8k16<T>(y[i][n], a, b0, b1);
           } else {
             mma_m16n8k8<T>(y[i][n], a[0], a[1], b0);
@@ -152,7 +157,7 @@ void few_channels_kernel(ForwardCall call) {
   }
   if (!call.collapse) return;
   block_barrier();  // nobody reads H and W any more
-  fetch_collapse(call, 0, 0);
+  fetch_collapse<T>(call, 0, 0);
   collapse<T>(call, 0, static_cast<int64_t>(clip) * call.windows + first_window, windows);
 }
 
@@ -161,8 +166,9 @@ void few_channels_kernel(ForwardCall call) {
 int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes, simt::Stream stream) {
   const simt::Grid grid{static_cast<unsigned>(blocks)};
   const auto run = [&](auto kernel) { return simt::launch(kernel, grid, call.warps * 32, shared_bytes, stream, call); };
-  return type == Type::kBFloat16 ? run(few_channels::few_channels_kernel<simt::bf16>)
-                                 : run(few_channels::few_channels_kernel<simt::half>);
+  return run(type == Type::kBFloat16  ? few_channels::few_channels_kernel<simt::bf16>
+             : type == Type::kFloat16 ? few_channels::few_channels_kernel<simt::half>
+                                      : few_channels::few_channels_kernel<simt::tf32>);
 }
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -1,6 +1,6 @@
-// The doors of the forward pass, and the kernel that packs W and A once a call: every word is a pair of values in the
-// place in which a lane of the tensor-core kernels picks it up (simt.h says which element of a fragment that is), with
-// zeros behind the last channel, joint or node.
+// The doors of the forward pass, and the kernel that packs W and A once a call: every word is a pair of values (in tf32
+// one, rounded) in the place in which a lane of the tensor-core kernels picks it up (simt.h says which element of a
+// fragment that is), with zeros behind the last channel, joint or node.
 #include "forward.h"
 
 namespace msg3d::ms_g3d::cuda {
@@ -18,7 +18,8 @@ struct PackCall {
   int64_t weight_words, adjacency_words;
   int C, O, V, K, nodes;
   int groups, channel_steps;
-  int frames;  // of a pack; 0: for windows
+  int frames;    // of a pack; 0: for windows
+  int per_word;  // values in a word
   bool few_channels;
   const void* collapse;  // null: none
   uint32_t* packed_collapse;
@@ -33,12 +34,12 @@ struct Place {
 };
 
 SIMT_DEVICE Place weight_place(const PackCall& call, int64_t word) {
-  const int slice_groups = call.groups;
+  const int slice_groups = call.groups, per = call.per_word;
   if (call.few_channels) {  // (step of (k,c), group, m16 tile, lane, 4): A fragments
     const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
     const int tile = static_cast<int>(word / 128 % (slice_groups * 3));
     const int step = static_cast<int>(word / 128 / (slice_groups * 3));
-    return {tile * 16 + channel_of_row(lane / 4 + part % 2 * 8), step * 16 + lane % 4 * 2 + part / 2 * 8, 0};
+    return {tile * 16 + channel_of_row(lane / 4 + part % 2 * 8), (step * 8 + lane % 4 + part / 2 * 4) * per, 0};
   }
   if (call.frames > 0) {  // (slice, k, step, group, m16 tile, lane, 4): A fragments
     const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
@@ -47,7 +48,7 @@ SIMT_DEVICE Place weight_place(const PackCall& call, int64_t word) {
     const int step = static_cast<int>(rest % call.channel_steps);
     const int64_t scale = rest / call.channel_steps;
     const int o = static_cast<int>(scale / call.K) * slice_groups * kGroup + tile * 16;
-    return {o + channel_of_row(lane / 4 + part % 2 * 8), step * 16 + lane % 4 * 2 + part / 2 * 8,
+    return {o + channel_of_row(lane / 4 + part % 2 * 8), (step * 8 + lane % 4 + part / 2 * 4) * per,
             static_cast<int>(scale % call.K)};
   }
   // (slice, k, 24 channels, step), in each two tiles side by side and then the third: B fragments
@@ -60,19 +61,20 @@ SIMT_DEVICE Place weight_place(const PackCall& call, int64_t word) {
   const int lane = third ? (in_unit - 128) / 2 : in_unit / 4, upper = in_unit % 2;
   const int tile = third ? 2 : in_unit / 2 % 2;
   const int place = column * kColumnStep + tile * 8 + lane / 4;  // in a row of Z
-  const int o = static_cast<int>(scale / call.K) * slice_groups * kGroup + place / 16 * 16;
-  return {o + channel_of_row(place % 16), step * 16 + lane % 4 * 2 + upper * 8, static_cast<int>(scale % call.K)};
+  const int o = static_cast<int>(scale / call.K) * slice_groups * kGroup;
+  return {o + (per == 2 ? place / 16 * 16 + channel_of_row(place % 16) : place),
+          (step * 8 + lane % 4 + upper * 4) * per, static_cast<int>(scale % call.K)};
 }
 
 SIMT_DEVICE Place adjacency_place(const PackCall& call, int64_t word) {
-  const int tiles = call.tiles;
+  const int tiles = call.tiles, per = call.per_word;
   if (call.few_channels) {  // (m16 tile of (row, k), step, lane, 4): A fragments
     const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
-    const int steps = (call.nodes + 15) / 16, step = static_cast<int>(word / 128 % steps);
+    const int steps = (call.nodes + 8 * per - 1) / (8 * per), step = static_cast<int>(word / 128 % steps);
     const int m = static_cast<int>(word / 128 / steps) * 16 + lane / 4 + part % 2 * 8;
-    return {m / call.K, step * 16 + lane % 4 * 2 + part / 2 * 8, m % call.K};
+    return {m / call.K, (step * 8 + lane % 4 + part / 2 * 4) * per, m % call.K};
   }
-  if (call.frames > 0) {  // (k, frame of the pack), in each four words of a lane side by side
+  if (call.frames > 0 && per == 2) {  // (k, frame of the pack), in each four words of a lane side by side
     const int words = tiles * tiles, in_frame = static_cast<int>(word % (words * 32));
     const int frame = static_cast<int>(word / (words * 32) % call.frames);
     const int k = static_cast<int>(word / (words * 32) / call.frames);
@@ -84,6 +86,20 @@ SIMT_DEVICE Place adjacency_place(const PackCall& call, int64_t word) {
     const int n = k16 ? index / 2 % tiles : index - paired;
     const int row = k16 ? index / (2 * tiles) * 16 + index % 2 * 8 : (tiles - 1) * 8;
     return {n * 8 + lane / 4, row + lane % 4 * 2 - frame * call.V % 8, k};
+  }
+  if (per == 1) {  // (k, part or frame, source tile, destination tile), pairs of the last side by side
+    const int step_words = tiles * 64, images = call.frames > 0 ? call.frames : call.parts;
+    const int source_tiles = call.frames > 0 ? tiles : (call.nodes + 7) / 8;
+    const int at = static_cast<int>(word % step_words), source = static_cast<int>(word / step_words % source_tiles);
+    const int image = static_cast<int>(word / step_words / source_tiles % images), upper = at % 2;
+    const bool pair = at < tiles / 2 * 128;
+    const int lane = pair ? at / 4 % 32 : (at - tiles / 2 * 128) / 2;
+    const int n = pair ? at / 128 * 2 + at / 2 % 2 : tiles - 1;
+    const int k = static_cast<int>(word / step_words / source_tiles / images);
+    if (call.frames > 0) {
+      return {n * 8 + lane / 4, source * 8 + lane % 4 * 2 + upper - image * call.V % 8, k};
+    }
+    return {(image * tiles + n) * 8 + lane / 4, source * 8 + lane % 4 + upper * 4, k};
   }
   const int source_tiles = (call.nodes + 7) / 8, part_words = source_tiles * tiles * 32;
   const int in_part = static_cast<int>(word % part_words), step_words = tiles * 64;
@@ -130,17 +146,27 @@ SIMT_DEVICE float collapse_value(const PackCall& call, int slot, int out, int o)
 }
 
 SIMT_DEVICE Place collapse_place(const PackCall& call, int64_t word) {
-  const int steps = call.groups * 3, out_groups = (call.out_channels + kGroup - 1) / kGroup;
+  const int steps = call.groups * 3 * 2 / call.per_word, out_groups = (call.out_channels + kGroup - 1) / kGroup;
   const int slots = call.nodes / call.V, part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
   const int tile = static_cast<int>(word / 128 % 3), step = static_cast<int>(word / 384 % steps);
   const int64_t rest = word / 384 / steps;
   const int group = static_cast<int>(rest % out_groups), slot = static_cast<int>(rest / out_groups % slots);
   const int slice = static_cast<int>(rest / out_groups / slots);
   return {group * kGroup + tile * 16 + channel_of_row(lane / 4 + part % 2 * 8),
-          slice * call.groups * kGroup + step * 16 + lane % 4 * 2 + part / 2 * 8, slot};
+          slice * call.groups * kGroup + (step * 8 + lane % 4 + part / 2 * 4) * call.per_word, slot};
 }
 
 constexpr int kPackThreads = 256;
+
+// The word of `value(column)` and of the next column's.
+template <typename T, typename Value>
+SIMT_DEVICE uint32_t word_of(int column, const Value& value) {
+  if constexpr (kIsTf32<T>) {
+    return to_tf32(value(column));
+  } else {
+    return pack_pair<T>(value(column), value(column + 1));
+  }
+}
 
 template <typename T>
 SIMT_KERNEL(kPackThreads, 1)
@@ -148,18 +174,18 @@ void pack_kernel(PackCall call) {
   const int64_t word = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
   if (word < call.weight_words) {
     const Place at = weight_place(call, word);
-    call.packed_weight[word] = pack_pair<T>(weight_value<T>(call, at.k, at.row, at.column),
-                                            weight_value<T>(call, at.k, at.row, at.column + 1));
+    call.packed_weight[word] =
+        word_of<T>(at.column, [&](int column) { return weight_value<T>(call, at.k, at.row, column); });
   } else if (word < call.weight_words + call.adjacency_words) {
     const int64_t index = word - call.weight_words;
     const Place at = adjacency_place(call, index);
-    call.packed_adjacency[index] = pack_pair<T>(adjacency_value<T>(call, at.k, at.row, at.column, call.nodes),
-                                                adjacency_value<T>(call, at.k, at.row, at.column + 1, call.nodes));
+    call.packed_adjacency[index] =
+        word_of<T>(at.column, [&](int column) { return adjacency_value<T>(call, at.k, at.row, column, call.nodes); });
   } else if (word < call.weight_words + call.adjacency_words + call.collapse_words) {
     const int64_t index = word - call.weight_words - call.adjacency_words;
     const Place at = collapse_place(call, index);
-    call.packed_collapse[index] = pack_pair<T>(collapse_value<T>(call, at.k, at.row, at.column),
-                                               collapse_value<T>(call, at.k, at.row, at.column + 1));
+    call.packed_collapse[index] =
+        word_of<T>(at.column, [&](int column) { return collapse_value<T>(call, at.k, at.row, column); });
   }
 }
 
@@ -186,6 +212,7 @@ int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& i
   call.groups = plan.groups, call.channel_steps = plan.channel_steps, call.parts = plan.parts;
   const bool frames = plan.kernel == Kernel::kFrames;
   call.few_channels = plan.kernel == Kernel::kFewChannels;
+  call.per_word = 4 / plan.element_bytes;
   call.frames = frames ? kFramePacks[plan.tile].frames : 0;
   call.tiles = frames ? kFramePacks[plan.tile].joint_tiles : kWindowTiles[plan.tile].node_tiles;
   if (plan.out_channels > 0) {
@@ -195,7 +222,9 @@ int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& i
   }
   const int64_t words = call.weight_words + call.adjacency_words + call.collapse_words;
   const simt::Grid grid{static_cast<unsigned>(ceil_div(words, packing::kPackThreads))};
-  const auto kernel = type == Type::kBFloat16 ? packing::pack_kernel<simt::bf16> : packing::pack_kernel<simt::half>;
+  const auto kernel = type == Type::kBFloat16  ? packing::pack_kernel<simt::bf16>
+                      : type == Type::kFloat16 ? packing::pack_kernel<simt::half>
+                                               : packing::pack_kernel<simt::tf32>;
   return simt::launch(kernel, grid, packing::kPackThreads, 0, stream, call);
 }
 
@@ -218,7 +247,8 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
   call.z_at = plan.z_at, call.weight_at = plan.weight_at, call.adjacency_at = plan.adjacency_at;
   call.weight_chunk_bytes = plan.weight_chunk_bytes, call.adjacency_part_bytes = plan.adjacency_part_bytes;
   call.wide_units = plan.wide_units;
-  call.x_rows = rows_of(call.channel_steps * 2), call.z_rows = call.y_rows = rows_of(plan.slice() / 8);
+  call.x_rows = rows_of(call.channel_steps * 2), call.y_rows = rows_of(plan.slice() * plan.element_bytes / 16);
+  call.z_rows = plan.element_bytes == 2 ? call.y_rows : paired_rows_of(call.y_rows.chunks);
   if (plan.out_channels > 0) {
     call.collapse = packing::collapse_image(plan, images), call.collapse_bias = collapse->bias;
     call.accumulate = collapse->accumulate, call.out_channels = plan.out_channels;
@@ -227,7 +257,8 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
     call.y_pitch = plan.kernel == Kernel::kWindows ? (call.nodes + 7) / 8 * 8 : call.nodes;
   }
   if (plan.kernel == Kernel::kFewChannels) {
-    call.x_rows = rows_of((call.nodes + 15) / 16 * 2), call.z_rows = rows_of((call.K * call.C + 7) / 8);
+    call.x_rows = rows_of(static_cast<int>(ceil_div(call.nodes * plan.element_bytes, kStepBytes)) * 2);
+    call.z_rows = rows_of(static_cast<int>(detail::few_chunks(p, plan.element_bytes)));
     return launch_few_channels(call, type, plan.blocks, plan.shared_bytes, stream);
   }
   const auto start = plan.kernel == Kernel::kFrames ? launch_frames : launch_windows;

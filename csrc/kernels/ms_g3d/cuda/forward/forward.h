@@ -6,6 +6,8 @@
 // from registers in whole sectors.
 #pragma once
 
+#include <type_traits>
+
 #include "../../../simt/simt.h"
 #include "../ms_g3d.h"
 
@@ -20,6 +22,16 @@ struct Rows {
   SIMT_HOST_DEVICE int turn(int row) const { return (row >> shift) & mask; }
   SIMT_HOST_DEVICE int offset(int row, int chunk) const { return (row * chunks + (chunk ^ turn(row))) * 16; }
 };
+
+// The same for rows of Z in tf32, of which a half-warp touches two chunks, the first one even, of four neighbours.
+struct PairedRows {
+  Rows rows;
+
+  SIMT_HOST_DEVICE int turn(int row) const { return (2 * row >> rows.shift) & rows.mask; }
+  SIMT_HOST_DEVICE int offset(int row, int chunk) const { return (row * rows.chunks + (chunk ^ turn(row))) * 16; }
+};
+
+inline Rows paired_rows_of(int chunks) { return chunks % 8 == 0 ? Rows{chunks, 6, 0} : Rows{chunks, 2, 1}; }
 
 inline Rows rows_of(int chunks) {
   const int power = chunks & -chunks, turns = power < 8 ? power : 8;
@@ -37,7 +49,7 @@ struct ForwardCall {
   int stride, dilation, padding;      // of the problem, in frames
   int frame_step, slots;              // see ForwardPlan
   int tile_windows, groups, parts;    // frames or windows of a block, 48-channel groups, runs of nodes
-  int channel_steps, weight_steps;    // k16 steps of C; of a weight chunk
+  int channel_steps, weight_steps;    // see ForwardPlan
   int slices, slices_per_block, warps;
   Rows x_rows, z_rows, y_rows;                   // in shared memory, x from its start on; z: of Z, H
   int z_at, weight_at, adjacency_at;             // bytes from its start
@@ -56,6 +68,39 @@ int launch_frames(const ForwardCall& call, Type type, int tile, int64_t blocks, 
 int launch_windows(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes, simt::Stream stream);
 
 int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes, simt::Stream stream);
+
+template <typename T>
+constexpr bool kIsTf32 = std::is_same_v<T, simt::tf32>;
+template <typename T>
+constexpr int kPerChunk = 16 / sizeof(T);  // elements of a 16-byte chunk
+
+// d += A B over kStepBytes of A's rows and of B's columns.
+template <typename T>
+SIMT_DEVICE void multiply_step(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (kIsTf32<T>) {
+    simt::mma_m16n8k8_tf32(d, a, b0, b1);
+  } else {
+    simt::mma_m16n8k16<T>(d, a, b0, b1);
+  }
+}
+
+// Rounds what the oldest group of this thread's copies, all but one of them waited for here, and those of the other
+// threads have brought to [0, bytes) of shared memory: operands of products are rounded once. The next barrier makes it
+// visible.
+template <typename T>
+SIMT_DEVICE void round_in_place(int bytes, int threads) {
+  if constexpr (kIsTf32<T>) {
+    simt::cp_async_wait<1>();
+    simt::block_barrier();
+#pragma unroll 1
+    for (int i = simt::thread_index() * 16; i < bytes; i += threads * 16) {
+      unsigned char* const at = simt::shared_memory<unsigned char>(i);
+      const simt::Bits128 v = simt::load_vector<simt::Bits128>(at);
+      const auto rounded = [](uint32_t bits) { return simt::to_tf32(simt::bits_float(bits)); };
+      simt::store_vector(at, simt::Bits128{rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)});
+    }
+  }
+}
 
 // The channel that row `r` of an m16 tile holds.
 SIMT_HOST_DEVICE int channel_of_row(int r) { return r < 8 ? 2 * r : 2 * (r - 8) + 1; }
@@ -77,8 +122,13 @@ SIMT_DEVICE void store_nodes(T* y, int O, const float (&d)[4], float bias0, floa
   if (relu) {  // a NaN stays one
     v00 = v00 < 0 ? 0 : v00, v01 = v01 < 0 ? 0 : v01, v10 = v10 < 0 ? 0 : v10, v11 = v11 < 0 ? 0 : v11;
   }
-  if (first) *reinterpret_cast<uint32_t*>(y) = simt::pack_pair<T>(v00, v01);
-  if (second) *reinterpret_cast<uint32_t*>(y + O) = simt::pack_pair<T>(v10, v11);
+  if constexpr (kIsTf32<T>) {
+    if (first) simt::store_vector(y, simt::Bits64{simt::float_bits(v00), simt::float_bits(v01)});
+    if (second) simt::store_vector(y + O, simt::Bits64{simt::float_bits(v10), simt::float_bits(v11)});
+  } else {
+    if (first) *reinterpret_cast<uint32_t*>(y) = simt::pack_pair<T>(v00, v01);
+    if (second) *reinterpret_cast<uint32_t*>(y + O) = simt::pack_pair<T>(v10, v11);
+  }
 }
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -1,4 +1,4 @@
-// MS-GCN on tensor cores, 16-bit operands, sums in float:
+// MS-GCN on tensor cores, operands of 16 bits or tf32, sums in float:
 //
 //     Z_k^T[o, (f,u)] = sum_c weight[o,k,c] x[f,u,c]          y^T[o, (f,v)] += sum_u Z_k^T[o, (f,u)] A[k,v,u]
 //
@@ -36,7 +36,7 @@ SIMT_DEVICE uint32_t column_mask(int column, int first, int last) {
          (column + 1 >= first && column + 1 < last ? 0xffff0000u : 0u);
 }
 
-// Rows of x [0, kRows) of the pack at `rows_of_set`, times one k16 step of W: into Z^T of all row tiles.
+// Rows of x [0, kRows) of the pack at `rows_of_set`, times one step of W: into Z^T of all row tiles.
 template <typename T, typename P>
 SIMT_DEVICE void project_step(float (&z)[3][P::kRowTiles][4], const Bits128* weight, uint32_t x, int row_bytes) {
   uint32_t w[3][4];
@@ -58,8 +58,8 @@ SIMT_DEVICE void project_step(float (&z)[3][P::kRowTiles][4], const Bits128* wei
     }
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
-      mma_m16n8k16<T>(z[i][2 * pair], w[i], b[0], b[1]);
-      if (2 * pair + 1 < P::kRowTiles) mma_m16n8k16<T>(z[i][2 * pair + 1], w[i], b[2], b[3]);
+      multiply_step<T>(z[i][2 * pair], w[i], b[0], b[1]);
+      if (2 * pair + 1 < P::kRowTiles) multiply_step<T>(z[i][2 * pair + 1], w[i], b[2], b[3]);
     }
   }
 }
@@ -128,14 +128,54 @@ SIMT_DEVICE void aggregate(float (&y)[P::kFrames][3][P::kJointTiles][4], const f
   }
 }
 
+// The same in tf32. An accumulator's columns 2t and 2t+1 are taken as t and t+4 of an A fragment: A_k is packed so.
+template <typename P>
+SIMT_DEVICE void aggregate_tf32(float (&y)[P::kFrames][3][P::kJointTiles][4], const float (&z)[3][P::kRowTiles][4],
+                                const unsigned char* adjacency, int V) {
+  const int lane = opaque(lane_index()), column = lane % 4 * 2;
+#pragma unroll
+  for (int f = 0; f < P::kFrames; ++f) {
+#pragma unroll
+    for (int j = 0; j < P::kJointTiles; ++j, adjacency += P::kJointTiles * 2 * kFragmentBytes) {
+      const int at = (P::first_tile(f) + j) * 8 + column;
+      const bool whole = P::kFrames > 1 && j > 0 && j + 1 < P::kJointTiles;
+      const bool first = whole || (at >= f * V && at < (f + 1) * V);
+      const bool second = whole || (at + 1 >= f * V && at + 1 < (f + 1) * V);
+      uint32_t fragment[3][4];
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        const float (&from)[4] = z[i][P::first_tile(f) + j];
+        fragment[i][0] = first ? to_tf32(from[0]) : 0, fragment[i][1] = first ? to_tf32(from[2]) : 0;
+        fragment[i][2] = second ? to_tf32(from[1]) : 0, fragment[i][3] = second ? to_tf32(from[3]) : 0;
+      }
+#pragma unroll
+      for (int n = 0; n < P::kJointTiles; n += 2) {  // two tiles lie side by side
+        if (n + 1 < P::kJointTiles) {
+          const Bits128 a = load_vector<Bits128>(adjacency + n * 2 * kFragmentBytes + lane * 16);
+#pragma unroll
+          for (int i = 0; i < 3; ++i) {
+            mma_m16n8k8_tf32(y[f][i][n], fragment[i], a.x, a.y);
+            mma_m16n8k8_tf32(y[f][i][n + 1], fragment[i], a.z, a.w);
+          }
+        } else {
+          const Bits64 a = load_vector<Bits64>(adjacency + n * 2 * kFragmentBytes + lane * 8);
+#pragma unroll
+          for (int i = 0; i < 3; ++i) mma_m16n8k8_tf32(y[f][i][n], fragment[i], a.x, a.y);
+        }
+      }
+    }
+  }
+}
+
 template <typename T, int kIndex>
 SIMT_KERNEL(kMostWarps * 32, 1)
 void frames_kernel(ForwardCall call) {
   using P = Pack<kIndex>;
+  constexpr int kAdjacencyBytes = P::kAdjacencyBytes * sizeof(T) / 2;
   const int threads = call.warps * 32, warp = warp_index(), lane = lane_index();
   const int group = warp % call.groups, set = warp / call.groups;
   const Rows& rows = call.x_rows;
-  const int step_bytes = call.groups * 3 * 512;  // of W, one k16 step of the slice
+  const int step_bytes = call.groups * 3 * 512;  // of W, one step of the slice
   const uint32_t shared = shared_address(shared_memory<unsigned char>());
   const int64_t first_frame = static_cast<int64_t>(block_x()) * call.tile_windows;
   const int64_t left = call.frames - first_frame;
@@ -143,13 +183,15 @@ void frames_kernel(ForwardCall call) {
 
   {  // x of the frames; rows behind the last frame, and channels behind the last, are zero
     const T* const x = static_cast<const T*>(call.x) + first_frame * call.V * call.C;
-    const int filled = frames * call.V, chunks = call.C / 8;
+    const int filled = frames * call.V, chunks = call.C / kPerChunk<T>;
 #pragma unroll 1
     for (int i = thread_index(); i < call.weight_at / 16; i += threads) {
       const int row = i / rows.chunks, chunk = i % rows.chunks;
       const bool inside = row < filled && chunk < chunks;
-      cp_async<16>(shared + rows.offset(row, chunk), inside ? x + row * call.C + chunk * 8 : x, inside ? 16 : 0);
+      cp_async<16>(shared + rows.offset(row, chunk), inside ? x + row * call.C + chunk * kPerChunk<T> : x,
+                   inside ? 16 : 0);
     }
+    if (kIsTf32<T>) cp_async_commit();
   }
   const int chunks = (call.channel_steps + call.weight_steps - 1) / call.weight_steps;
   const int scales = call.slices_per_block * call.K;  // slice by slice
@@ -161,13 +203,13 @@ void frames_kernel(ForwardCall call) {
           static_cast<const char*>(call.weight) + (from * call.channel_steps + step) * step_bytes, steps * step_bytes,
           threads);
     if (chunk == 0) {
-      fetch(shared + call.adjacency_at + scale % 2 * P::kAdjacencyBytes,
-            static_cast<const char*>(call.adjacency) + scale % call.K * P::kAdjacencyBytes, P::kAdjacencyBytes,
-            threads);
+      fetch(shared + call.adjacency_at + scale % 2 * kAdjacencyBytes,
+            static_cast<const char*>(call.adjacency) + scale % call.K * kAdjacencyBytes, kAdjacencyBytes, threads);
     }
     cp_async_commit();
   };
   fetch_chunk(0, 0, 0);
+  round_in_place<T>(call.weight_at, threads);
 
   float y[P::kFrames][3][P::kJointTiles][4] = {};
   int stage = 0;
@@ -195,7 +237,12 @@ void frames_kernel(ForwardCall call) {
         project_step<T, P>(z, weight, x + ((2 * step + bit) ^ turn) * 16, rows.bytes());
       }
     }
-    aggregate<T, P>(y, z, shared_memory<unsigned char>(call.adjacency_at + scale % 2 * P::kAdjacencyBytes), call.V);
+    const unsigned char* const a = shared_memory<unsigned char>(call.adjacency_at + scale % 2 * kAdjacencyBytes);
+    if constexpr (kIsTf32<T>) {
+      aggregate_tf32<P>(y, z, a, call.V);
+    } else {
+      aggregate<T, P>(y, z, a, call.V);
+    }
     if ((scale + 1) % call.K == 0) {  // the slice is complete
       const int slice = block_y() * call.slices_per_block + scale / call.K;
       const int l = opaque(lane), v = l % 4 * 2;
@@ -248,8 +295,10 @@ int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, 
 
 int launch_frames(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes, simt::Stream stream) {
   const simt::Grid grid{static_cast<unsigned>(blocks), static_cast<unsigned>(call.slices / call.slices_per_block)};
-  return type == Type::kBFloat16 ? frames::launch_type<simt::bf16>(call, tile, grid, shared_bytes, stream)
-                                 : frames::launch_type<simt::half>(call, tile, grid, shared_bytes, stream);
+  const auto launch = type == Type::kBFloat16  ? frames::launch_type<simt::bf16>
+                      : type == Type::kFloat16 ? frames::launch_type<simt::half>
+                                               : frames::launch_type<simt::tf32>;
+  return launch(call, tile, grid, shared_bytes, stream);
 }
 
 }  // namespace msg3d::ms_g3d::cuda

@@ -1,12 +1,13 @@
-// MS-G3D on tensor cores, 16-bit operands, sums in float. For every scale in turn, two phases:
+// MS-G3D on tensor cores, operands of 16 bits or tf32, sums in float. For every scale in turn, two phases:
 //
 //     1  Z_k[(f,u), o] = sum_c x[f,u,c] weight[o,k,c]                 for all frames of the block, into shared memory
 //     2  y^T[o, (w,v)] += sum_{w',u} Z_k^T[o, (w',u)] A[k,(w,v),(w',u)]        a warp: 48 channels of its windows
 //
-// x of the block's frames stays in shared memory, y in registers over all scales. Phase 2 reads Z through ldmatrix with
-// an address of its own for every row (w',u), so windows overlap, stride and dilate at no cost and (w',u) needs no
-// padding; rows behind the last node repeat a row of the same window, whose A is zero, so nothing foreign is read. A_k
-// arrives during phase 1; W_k during phase 2, or, `streamed`, 24 channels at a time during phase 1.
+// x of the block's frames stays in shared memory, y in registers over all scales. Phase 2 reads Z through ldmatrix (in
+// tf32, whose elements it cannot transpose, by plain loads) with an address of its own for every row (w',u), so windows
+// overlap, stride and dilate at no cost and (w',u) needs no padding; rows behind the last node repeat a row of the same
+// window, whose A is zero, so nothing foreign is read. A_k arrives during phase 1; W_k during phase 2, or, `streamed`,
+// 24 channels at a time during phase 1.
 //
 // Warp (group, part, set): channels [48 group, ...), the run `part` of destination nodes, windows of `set`.
 #include "collapse.h"
@@ -16,7 +17,7 @@ namespace windows {
 
 using namespace simt;
 
-constexpr int kUnitBytes = 768;  // of W, one k16 step of 24 channels
+constexpr int kUnitBytes = 768;  // of W, one step of 24 channels
 
 template <int kIndex>
 struct Tile {
@@ -55,9 +56,9 @@ SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int we
         ldmatrix_x4(a, (m == 0 ? x0 : x1) + ((2 * step + bit) ^ (m == 0 ? turn0 : turn1)) * 16);
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-          mma_m16n8k16<T>(sum[m][3 * c], a, b01[c].x, b01[c].y);
-          mma_m16n8k16<T>(sum[m][3 * c + 1], a, b01[c].z, b01[c].w);
-          mma_m16n8k16<T>(sum[m][3 * c + 2], a, b2[c].x, b2[c].y);
+          multiply_step<T>(sum[m][3 * c], a, b01[c].x, b01[c].y);
+          multiply_step<T>(sum[m][3 * c + 1], a, b01[c].z, b01[c].w);
+          multiply_step<T>(sum[m][3 * c + 2], a, b2[c].x, b2[c].y);
         }
       }
     }
@@ -70,7 +71,59 @@ SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int we
 #pragma unroll
       for (int n = 0; n < kColumns * 3; ++n) {
         const float* const d = sum[half_tile / 2][n] + half_tile % 2 * 2;
-        *reinterpret_cast<uint32_t*>(z + call.z_rows.offset(r, column + n) + lane % 4 * 4) = pack_pair<T>(d[0], d[1]);
+        if constexpr (kIsTf32<T>) {
+          const int chunk = 2 * (column + n) + lane % 4 / 2;
+          store_vector(z + PairedRows{call.z_rows}.offset(r, chunk) + lane % 2 * 8,
+                       Bits64{to_tf32(d[0]), to_tf32(d[1])});
+        } else {
+          *reinterpret_cast<uint32_t*>(z + call.z_rows.offset(r, column + n) + lane % 4 * 4) = pack_pair<T>(d[0], d[1]);
+        }
+      }
+    }
+  }
+}
+
+// What gather does, in tf32: steps of eight nodes.
+template <typename P>
+SIMT_DEVICE void gather_tf32(float (&y)[P::kWindows][3][P::kNodeTiles][4], const PairedRows& z_rows,
+                             const unsigned char* z, const int (&first_row)[P::kWindows], int gap, int V, int nodes,
+                             int column, const unsigned char* adjacency) {
+  const int lane = opaque(lane_index()), reciprocal = (65536 + V - 1) / V;
+  const int chunk = column + lane / 8, byte = lane / 4 % 2 * 8;
+#pragma unroll 1
+  for (int q = 0; q < (nodes + 7) / 8; ++q, adjacency += P::kNodeTiles * 2 * kFragmentBytes) {
+    const int node = q * 8 + lane % 4;
+    const int j0 = node < nodes ? node : nodes - 1, j1 = node + 4 < nodes ? node + 4 : nodes - 1;
+    const int moved0 = j0 + (j0 * reciprocal >> 16) * gap, moved1 = j1 + (j1 * reciprocal >> 16) * gap;
+    uint32_t a[P::kWindows][3][4];
+#pragma unroll
+    for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        const Bits64 low = load_vector<Bits64>(z + z_rows.offset(first_row[w] + moved0, chunk + 4 * i) + byte);
+        const Bits64 high = load_vector<Bits64>(z + z_rows.offset(first_row[w] + moved1, chunk + 4 * i) + byte);
+        a[w][i][0] = low.x, a[w][i][1] = low.y, a[w][i][2] = high.x, a[w][i][3] = high.y;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < P::kNodeTiles; n += 2) {
+      if (n + 1 < P::kNodeTiles) {
+        const Bits128 b = load_vector<Bits128>(adjacency + n * 2 * kFragmentBytes + lane * 16);
+#pragma unroll
+        for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+          for (int i = 0; i < 3; ++i) {
+            mma_m16n8k8_tf32(y[w][i][n], a[w][i], b.x, b.y);
+            mma_m16n8k8_tf32(y[w][i][n + 1], a[w][i], b.z, b.w);
+          }
+        }
+      } else {
+        const Bits64 b = load_vector<Bits64>(adjacency + n * 2 * kFragmentBytes + lane * 8);
+#pragma unroll
+        for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+          for (int i = 0; i < 3; ++i) mma_m16n8k8_tf32(y[w][i][n], a[w][i], b.x, b.y);
+        }
       }
     }
   }
@@ -200,10 +253,11 @@ void windows_kernel(ForwardCall call) {
     for (int i = thread_index(); i < rows * call.x_rows.chunks; i += threads) {
       const int row = i / call.x_rows.chunks, chunk = i % call.x_rows.chunks;
       const int slot = row / call.V, frame = first_frame + slot * call.frame_step;
-      const bool inside = frame >= 0 && frame < call.T && chunk < call.C / 8;
-      const T* const from = x + static_cast<int64_t>(frame * call.V + row - slot * call.V) * call.C + chunk * 8;
-      cp_async<16>(shared + call.x_rows.offset(row, chunk), inside ? from : x, inside ? 16 : 0);
+      const bool inside = frame >= 0 && frame < call.T && chunk < call.C / kPerChunk<T>;
+      const int64_t at = static_cast<int64_t>(frame * call.V + row - slot * call.V) * call.C + chunk * kPerChunk<T>;
+      cp_async<16>(shared + call.x_rows.offset(row, chunk), inside ? x + at : x, inside ? 16 : 0);
     }
+    if (kIsTf32<T>) cp_async_commit();
   }
   const int scales = call.slices_per_block * call.K;  // slice by slice
   const int64_t first_scale = static_cast<int64_t>(block_y()) * scales;
@@ -215,6 +269,7 @@ void windows_kernel(ForwardCall call) {
     cp_async_commit();
   };
   fetch_weight(0, 0, call.weight_steps, 0);
+  round_in_place<T>(call.z_at, threads);
 
   float y[P::kWindows][3][P::kNodeTiles][4] = {};
 #pragma unroll 1
@@ -256,15 +311,20 @@ void windows_kernel(ForwardCall call) {
       for (int i = 0; i < P::kWindows; ++i) {
         first_row[i] = (set * P::kWindows + i) * call.stride / call.frame_step * call.V;
       }
-      gather<T, P>(y, call.z_rows, shared + call.z_at, first_row, (call.dilation / call.frame_step - 1) * call.V,
-                   call.V, call.nodes, group * 6,
-                   shared_memory<unsigned char>(call.adjacency_at + part * call.adjacency_part_bytes));
+      const int gap = (call.dilation / call.frame_step - 1) * call.V;
+      const unsigned char* const a = shared_memory<unsigned char>(call.adjacency_at + part * call.adjacency_part_bytes);
+      if constexpr (kIsTf32<T>) {
+        gather_tf32<P>(y, {call.z_rows}, shared_memory<unsigned char>(call.z_at), first_row, gap, call.V, call.nodes,
+                       group * 12, a);
+      } else {
+        gather<T, P>(y, call.z_rows, shared + call.z_at, first_row, gap, call.V, call.nodes, group * 6, a);
+      }
     }
     if (!complete) continue;
     const int slice = block_y() * call.slices_per_block + scale / call.K;
     if (collapses) {
       block_barrier();  // nobody reads Z and A any more: y goes over them
-      fetch_collapse(call, slice, 0);
+      fetch_collapse<T>(call, slice, 0);
       leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
         stage_nodes<T>(shared_memory<unsigned char>(call.y_at), call.y_rows, window * call.y_pitch + node,
                        o - slice * call.groups * kGroup, d, bias0, bias1, node < call.nodes, node + 1 < call.nodes);
@@ -313,8 +373,10 @@ int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, 
 int launch_windows(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes,
                    simt::Stream stream) {
   const simt::Grid grid{static_cast<unsigned>(blocks), static_cast<unsigned>(call.slices / call.slices_per_block)};
-  return type == Type::kBFloat16 ? windows::launch_type<simt::bf16>(call, tile, grid, shared_bytes, stream)
-                                 : windows::launch_type<simt::half>(call, tile, grid, shared_bytes, stream);
+  const auto launch = type == Type::kBFloat16  ? windows::launch_type<simt::bf16>
+                      : type == Type::kFloat16 ? windows::launch_type<simt::half>
+                                               : windows::launch_type<simt::tf32>;
+  return launch(call, tile, grid, shared_bytes, stream);
 }
 
 }  // namespace msg3d::ms_g3d::cuda
