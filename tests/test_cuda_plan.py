@@ -62,7 +62,7 @@ def test_tf32_fits_or_says_what_it_needs(layer: str, device: str) -> None:
         assert found["kernel"] == kind
         assert found["shared_bytes"] <= LIMITS[device]["shared_bytes"]
     backward = found["backward"]
-    assert backward["parameters_refused"] == "tf32 has no kernel for the parameters"
+    assert backward["parameters_refused"].startswith("tf32 has no ")
     refused = "O is odd" if layer == "stage1_gcn" else ""  # O takes the place of C
     if "gcn" not in layer:
         refused = "tf32 has no backward kernel for windows"
