@@ -183,13 +183,19 @@ struct GradA {
           if (n >= node_tiles) continue;
           const int wanted = first_node + n * 8 + (lane & 7) + (lane >> 4) * 8;
           const int node = wanted < p.nodes ? wanted : p.nodes - 1;
+          const uint32_t from = gy + row32_offset(window * p.nodes + node, k * 2 + ((lane >> 3) & 1));
+          const bool second = n + 1 < NT && n + 1 < node_tiles;
           uint32_t b[4];
-          ldmatrix_x4(b, gy + row32_offset(window * p.nodes + node, k * 2 + ((lane >> 3) & 1)));
+          if (second) {
+            ldmatrix_x4(b, from);
+          } else {
+            ldmatrix_x2(reinterpret_cast<uint32_t (&)[2]>(b), from);
+          }
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
             if (m >= row_tiles) continue;
             mma_m16n8k16<T>(sum[m][n], a[m], b[0], b[1]);
-            if (n + 1 < NT && n + 1 < node_tiles) mma_m16n8k16<T>(sum[m][n + 1 < NT ? n + 1 : n], a[m], b[2], b[3]);
+            if (second) mma_m16n8k16<T>(sum[m][n + 1 < NT ? n + 1 : n], a[m], b[2], b[3]);
           }
         }
       }
@@ -312,7 +318,7 @@ int launch_grad_A(const Problem& p, Type type, const OuterPlan& plan, const Poin
     using T = decltype(zero);
     switch (plan.tile) {
       case 0:
-        return run(grad_A<GradATile<T, 6, 4, 4>>);
+        return run(grad_A<GradATile<T, 4, 4, 6>>);
       case 1:
         return run(grad_A<GradATile<T, 3, 11, 3>>);
       default:

@@ -30,7 +30,7 @@ constexpr GatherTile kGatherTiles[] = {{3, 3, 6, 2}, {4, 2, 6, 2}, {8, 1, 3, 1}}
 struct OuterTile {
   int row_tiles, node_tiles, project_tiles;
 };
-constexpr OuterTile kOuterTiles[] = {{6, 4, 4}, {3, 11, 3}, {2, 16, 2}};
+constexpr OuterTile kOuterTiles[] = {{4, 4, 6}, {3, 11, 3}, {2, 16, 2}};
 
 // Frames f = phases*i + r, which see slots w' = set + j*slot_step, in windows window_step apart.
 struct FramePhases {
