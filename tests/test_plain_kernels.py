@@ -1,19 +1,12 @@
-"""The plain path's kernels, executed by both emulators with every check on; and bugs seeded into them, by name.
-
-A bug counts as caught if a run ends in a fault of the named kind, or in values that the tolerance rule refuses.
-"""
-
-import re
-from dataclasses import dataclass
-from pathlib import Path
+"""The plain path's kernels, executed by both emulators with every check on; and bugs seeded into them, by name."""
 
 import emulator
 import plain_kernels
 import pytest
 import torch
-from emulator import Mutation
 from plain_kernels import FOLDER, LAUNCHERS, SOURCES, TYPES
 from problems import Problem, assert_parity
+from seeded_bugs import Bug, Narrowed, assert_a_dozen, assert_caught
 
 # Few channels share a tile of columns with other scales, many do not; 32 and 96 output channels, 32 and 64 rows of A.
 FEW = Problem("few_channels", N=2, C=3, T=7, V=5, K=3, O=40, window_size=3, window_stride=2)
@@ -56,19 +49,9 @@ def test_what_nvcc_makes_of_float32() -> None:
     assert_parity(plain_kernels.run(kernels, FRAMES, route="ptx"), FRAMES)
 
 
-@dataclass(frozen=True)
-class Bug:
-    kernel: str  # "forward", "input" or "parameters": the pass that shows it
-    name: str
-    file: str
-    pattern: str
-    replacement: str
-    problem: Problem
-    caught: str  # regular expression: kinds of faults, "values"
-
-
 GATHER, PARAMETERS, TILE = (f"{FOLDER}/{name}" for name in ("gather.cu", "parameters.cu", "tile.h"))
 RACE, BOUNDS, UNINITIALISED = "race|uninitialised read", "out of bounds", "uninitialised read"
+# By the pass that shows them: "forward", "input" or "parameters".
 # fmt: off
 BUGS = [
     Bug("forward", "missing barrier before H", GATHER, r"block_barrier\(\);  // the last step.*", "", FEW, RACE),
@@ -121,41 +104,19 @@ BUGS = [
 # fmt: on
 
 
-class Narrowed:
-    """The mutation, in kernels for float32 alone: these compile in a third of the time."""
-
-    def __init__(self, seeded: Bug) -> None:
-        self.mutation = Mutation(seeded.name, seeded.file, seeded.pattern, seeded.replacement)
-
-    def apply(self) -> dict[Path, str]:
-        texts, path = self.mutation.apply(), emulator.ROOT / TILE
-        text = texts.get(path) or path.read_text(encoding="utf-8")
-        texts[path], found = re.subn(
-            r"switch \(type\) \{.*?^  \}\n", "return run(float());\n", text, flags=re.DOTALL | re.MULTILINE
-        )
-        assert found == 1
-        return texts
+ONE_TYPE = ((TILE, r"switch \(type\) \{.*?^  \}\n", "return run(float());\n"),)
 
 
-@pytest.mark.parametrize("seeded", BUGS, ids=lambda seeded: f"{seeded.kernel}: {seeded.name}")
+@pytest.mark.parametrize("seeded", BUGS, ids=str)
 def test_a_seeded_bug_is_caught(seeded: Bug) -> None:
-    kernels = emulator.build(*SOURCES, LAUNCHERS, mutations=[Narrowed(seeded)])
-    found = set()
-    for seed in range(3):
-        try:
-            assert_parity(
-                plain_kernels.run(kernels, seeded.problem, wanted=(seeded.kernel,), seed=seed), seeded.problem
-            )
-        except emulator.Fault as fault:
-            found.add(fault.kind)
-        except AssertionError:
-            found.add("values")
-        if any(re.fullmatch(seeded.caught, kind) for kind in found):
-            return
-    raise AssertionError(f"noticed: {sorted(found)}")
+    kernels = emulator.build(*SOURCES, LAUNCHERS, mutations=[Narrowed(seeded, ONE_TYPE)])
+
+    def check(seed: int) -> None:
+        found = plain_kernels.run(kernels, seeded.sizes, wanted=(seeded.kernel,), seed=seed)
+        assert_parity(found, seeded.sizes)
+
+    assert_caught(seeded, check)
 
 
 def test_a_dozen_bugs_for_every_file() -> None:
-    assert len({(seeded.kernel, seeded.name) for seeded in BUGS}) == len(BUGS)
-    assert sum(seeded.kernel != "parameters" for seeded in BUGS) >= 12
-    assert sum(seeded.kernel != "forward" for seeded in BUGS) >= 12
+    assert_a_dozen(BUGS, {"forward", "input"}, {"input", "parameters"})

@@ -1,15 +1,13 @@
 """MSTCN's temporal branches on the emulator with every check on, what ptxas makes of them, and bugs seeded by name."""
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import emulator
 import pytest
 import temporal_kernels as temporal
 import torch
-from emulator import Mutation
 from kernel_resources import resources
+from seeded_bugs import Bug, Narrowed, assert_a_dozen, assert_caught
 from temporal_kernels import FOLDER, LAUNCHERS, SOURCES, TYPES, UNITS
 from tolerance import error
 
@@ -48,17 +46,6 @@ def test_no_local_memory(source: str, arch: str, tmp_path: Path) -> None:
     for name, needs in resources(source, arch, tmp_path / "cubin").items():
         assert (needs.stack, needs.spilt) == (0, 0), name
         assert needs.registers <= 255, name
-
-
-@dataclass(frozen=True)
-class Bug:
-    kernel: str  # "tensor cores" or "multiply-adds"
-    name: str
-    file: str
-    pattern: str
-    replacement: str
-    sizes: tuple[int, ...]
-    caught: str  # regular expression: kinds of faults, "values"
 
 
 TENSOR, PLAIN, ROWS = SOURCES[0], SOURCES[1], f"{FOLDER}/rows.h"
@@ -115,48 +102,21 @@ BUGS = [
 # fmt: on
 
 
-class Narrowed:
-    """The mutation, in kernels of one type alone: these compile in a third of the time."""
-
-    def __init__(self, seeded: Bug) -> None:
-        self.mutation = Mutation(seeded.name, seeded.file, seeded.pattern, seeded.replacement)
-
-    def apply(self) -> dict[Path, str]:
-        texts = self.mutation.apply()
-        for file, pattern, one in (
-            (TENSOR, r"return type == Type::kFloat16 \? .*;", "return on_tensor_cores(simt::bf16());"),
-            (PLAIN, r"switch \(type\) \{.*?^  \}\n", "return run(float());\n"),
-        ):
-            path = emulator.ROOT / file
-            text = texts.get(path) or path.read_text(encoding="utf-8")
-            texts[path], found = re.subn(pattern, one, text, flags=re.DOTALL | re.MULTILINE)
-            assert found == 1
-        return texts
+ONE_TYPE = (
+    (TENSOR, r"return type == Type::kFloat16 \? .*;", "return on_tensor_cores(simt::bf16());"),
+    (PLAIN, r"switch \(type\) \{.*?^  \}\n", "return run(float());\n"),
+)
 
 
 @pytest.mark.parametrize(
     "seeded",  # every second one by default, all of them with the slow tests
-    [
-        pytest.param(seeded, id=f"{seeded.kernel}: {seeded.name}", marks=[pytest.mark.slow] * (i % 2))
-        for i, seeded in enumerate(BUGS)
-    ],
+    [pytest.param(seeded, id=str(seeded), marks=[pytest.mark.slow] * (i % 2)) for i, seeded in enumerate(BUGS)],
 )
 def test_a_seeded_bug_is_caught(seeded: Bug) -> None:
-    kernels = emulator.build(*SOURCES, LAUNCHERS, mutations=[Narrowed(seeded)])
-    dtype, found = torch.bfloat16 if seeded.kernel == "tensor cores" else torch.float32, set()
-    for seed in range(3):
-        try:
-            check(kernels, seeded.sizes, dtype, seed=seed)
-        except emulator.Fault as fault:
-            found.add(fault.kind)
-        except AssertionError:
-            found.add("values")
-        if any(re.fullmatch(seeded.caught, kind) for kind in found):
-            return
-    raise AssertionError(f"noticed: {sorted(found)}")
+    kernels = emulator.build(*SOURCES, LAUNCHERS, mutations=[Narrowed(seeded, ONE_TYPE)])
+    dtype = torch.bfloat16 if seeded.kernel == "tensor cores" else torch.float32
+    assert_caught(seeded, lambda seed: check(kernels, seeded.sizes, dtype, seed=seed))
 
 
 def test_a_dozen_bugs_for_every_kernel() -> None:
-    assert len({(seeded.kernel, seeded.name) for seeded in BUGS}) == len(BUGS)
-    for kernel in ("tensor cores", "multiply-adds"):
-        assert sum(seeded.kernel == kernel for seeded in BUGS) >= 12
+    assert_a_dozen(BUGS, {"tensor cores"}, {"multiply-adds"})
