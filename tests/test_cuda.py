@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from networks import build, clips
 from problems import PROBLEMS, Problem, reference_answer
 from test_emulated import TENSOR_CORES, TYPES
 from test_fused_gpu import SHORT
-from test_inference import build, clips
 from tolerance import FLOOR, error
 
 from msg3d_fast import Recognizer, fuse, ops

@@ -8,6 +8,7 @@ import emulated
 import golden_files
 import pytest
 import torch
+from networks import build
 from problems import LONG, MEDIUM, PROBLEMS, SMALL, Problem, gradients, reference_answer
 from test_golden_networks import CASES, eager_error, groups, scales
 from test_ops import strided
@@ -195,11 +196,7 @@ def test_golden_float32_is_as_good_as_eager(path, mode: str) -> None:
 
 def tiny(backend: str = "emulated") -> Recognizer:
     torch.manual_seed(0)
-    network = Recognizer("coco", 5, base_channels=16, num_gcn_scales=3, num_g3d_scales=2, backend=backend)
-    for module in network.modules():
-        if hasattr(module, "PA"):
-            torch.nn.init.normal_(module.PA, 0, 0.02)
-    return network
+    return build(backend, base_channels=16, num_gcn_scales=3, num_g3d_scales=2).train()
 
 
 def trained(network: Recognizer, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_inference import build
+from networks import build
 from tiny import fails
 from tolerance import assert_as_good_as_eager, error
 from torch import Tensor, nn

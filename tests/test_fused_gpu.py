@@ -9,7 +9,8 @@ import emulated
 import pytest
 import temporal_kernels
 import torch
-from test_inference import CHANGES, MODELS, build, clips, in_double, scramble
+from networks import MODELS, build, clips, in_double, scramble
+from test_inference import CHANGES
 from tolerance import assert_as_good_as_eager, error
 from torch import Tensor
 from torch.nn import functional as F

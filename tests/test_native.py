@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_inference import build, clips
+from networks import build, clips
 
 from msg3d_fast import _library
 from msg3d_fast.inference import fuse
