@@ -21,17 +21,17 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       " bool tf32=False) -> Tensor");
   m.def(
       "ms_g3d_layout(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
-      " int window_dilation) -> int");
+      " int window_dilation, bool tf32=False) -> int");
   m.def(
       "ms_g3d_pack(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
-      " int window_dilation) -> Tensor");
+      " int window_dilation, bool tf32=False) -> Tensor");
   m.def(
       "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
-      " int window_dilation, Tensor? packed=None, int layout=0) -> Tensor");
+      " int window_dilation, Tensor? packed=None, int layout=0, bool tf32=False) -> Tensor");
   m.def(
       "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
       " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation,"
-      " Tensor? packed=None, int layout=0) -> ()");
+      " Tensor? packed=None, int layout=0, bool tf32=False) -> ()");
   m.def(
       "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu)"
       " -> ()");

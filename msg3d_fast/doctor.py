@@ -133,14 +133,13 @@ def _limits(arch: int, multiprocessors: int, kilobytes: int) -> dict[str, int]:
 
 
 def _gpu_plan(name: str, limits: dict[str, int], network: list[Layer], tf32: bool = False) -> list[str]:
-    """A table for one device. "fused" layers are those of `fuse(model)`, the collapse of their windows included, which
-    takes no tf32."""
+    """A table for one device. "fused" layers are those of `fuse(model)`, the collapse of their windows included."""
     memory = f"{limits['shared_bytes'] >> 10} KB of shared memory a block"
     lines = [f"{name}: sm_{limits['arch']}, {limits['multiprocessors']} multiprocessors, {memory}", ""]
     lines.append(f"{HEAD}  blocks waves     KB  kernel")
     for layer in network:
         sizes = (layer.x, layer.scales, layer.channels, *layer.window)
-        for collapse in sorted({0, layer.collapse}) if not tf32 else [0]:
+        for collapse in sorted({0, layer.collapse}):
             dtype = torch.float32 if tf32 else torch.bfloat16
             p = _library.cuda_plan(*sizes, dtype=dtype, limits=limits, tf32=tf32, collapse=collapse)
             words = layer.words if not collapse else f"{'  fused, into ' + str(collapse):{len(layer.words)}}"

@@ -32,31 +32,31 @@ class _PackedWeights:
     """
 
     def __init__(self) -> None:
-        self._of_shape: dict[torch.Size, tuple[Tensor | None, int]] = {}
+        self._of_shape: dict[tuple[torch.Size, bool], tuple[Tensor | None, int]] = {}
         self._of_layout: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return type(self)().__dict__
 
-    def get(self, operators: Any, x: Tensor, *weights_and_window: Any) -> tuple[Tensor | None, int]:
-        """The last two arguments of ms_g3d_relu and ms_g3d_collapse for x: packed weights, and their order."""
+    def get(self, operators: Any, x: Tensor, *weights_and_window: Any, tf32: bool) -> tuple[Tensor | None, int, bool]:
+        """The last arguments of ms_g3d_relu and ms_g3d_collapse for x: packed weights, their order, and `tf32`."""
         if torch.compiler.is_compiling():
-            return None, 0
-        kept = self._of_shape.get(x.shape)
-        return kept or self._pack(operators, x, *weights_and_window)
+            return None, 0, tf32
+        kept = self._of_shape.get((x.shape, tf32)) or self._pack(operators, x, *weights_and_window, tf32)
+        return *kept, tf32
 
-    def _pack(self, operators: Any, x: Tensor, *weights_and_window: Any) -> tuple[Tensor | None, int]:
-        layout = operators.ms_g3d_layout(x, *weights_and_window)
+    def _pack(self, operators: Any, x: Tensor, *weights_window_and_tf32: Any) -> tuple[Tensor | None, int]:
+        layout = operators.ms_g3d_layout(x, *weights_window_and_tf32)
         if layout and layout not in self._of_layout:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None, 0
-            packed = operators.ms_g3d_pack(x, *weights_and_window)
+            packed = operators.ms_g3d_pack(x, *weights_window_and_tf32)
             if x.is_cuda:
                 torch.cuda.current_stream(x.device).synchronize()
             self._of_layout[layout] = packed
         if len(self._of_shape) >= MOST_SHAPES:
             self._of_shape.clear()
-        self._of_shape[x.shape] = kept = self._of_layout.get(layout), layout
+        self._of_shape[x.shape, weights_window_and_tf32[-1]] = kept = self._of_layout.get(layout), layout
         return kept
 
 
@@ -98,7 +98,7 @@ class GraphConvolution(_Constants):
 
     def forward(self, x: Tensor) -> Tensor:
         operators = ops.operators(self.backend)
-        packed = self.packed.get(operators, x, self.A, self.weight, None, *self.window)
+        packed = self.packed.get(operators, x, self.A, self.weight, None, *self.window, tf32=ops.allows_tf32())
         return operators.ms_g3d_relu(x, self.A, self.weight, self.bias, *self.window, *packed)
 
 
@@ -118,13 +118,15 @@ class Windows(_Constants):
         frames = module.window_size * module.window_dilation
         clip = self.fold.new_empty(1, module.in_channels, frames, module.A.shape[1] // module.window_size)
         layout = ops.operators(backend).ms_g3d_layout
-        self.in_one_kernel = layout(clip, self.graph.A, self.graph.weight, self.fold, *self.graph.window) != 0
+        arguments = clip, self.graph.A, self.graph.weight, self.fold, *self.graph.window
+        self.in_one_kernel = [layout(*arguments, tf32) != 0 for tf32 in (False, True)]
 
     def forward(self, x: Tensor, out: Tensor, relu: bool) -> None:
         graph = self.graph
-        if self.in_one_kernel:
+        tf32 = ops.allows_tf32()
+        if self.in_one_kernel[tf32]:
             operators = ops.operators(self.backend)
-            packed = self.packed.get(operators, x, graph.A, graph.weight, self.fold, *graph.window)
+            packed = self.packed.get(operators, x, graph.A, graph.weight, self.fold, *graph.window, tf32=tf32)
             operators.ms_g3d_collapse(
                 x, graph.A, graph.weight, graph.bias, self.fold, None, out, True, relu, *graph.window, *packed
             )

@@ -11,6 +11,8 @@ import torch
 from forward_kernels import Shape
 from problems import Problem, gradients, reference_answer
 from test_cuda_forward import EXPECTED_KERNEL, SHAPES
+from test_fused_gpu import SMALL, Recorder, on_gpu
+from test_inference import build, clips
 from tolerance import FLOOR, error
 from torch import Tensor
 
@@ -183,3 +185,19 @@ def test_opcheck_with_tf32(raw: object) -> None:
     x, A, weight, bias = (tensor.detach() for tensor in problem.inputs().values())
     gy = torch.randn_like(raw.ms_g3d(x, A, weight, bias, *problem.window))
     torch.library.opcheck(raw.ms_g3d_backward_input, (gy, x, A, weight, *problem.window, True))
+
+
+def test_a_fused_network_follows_the_flag(raw: object) -> None:
+    """Weights are packed for either precision, and windows folded in the same kernel."""
+    model = build(**SMALL["authors"] | {"base_channels": 24})
+    x, fused = clips(model, 1, 6), on_gpu(model)
+    default = fused(x)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for _ in range(2):
+        with Recorder() as recorder:
+            allowed = fused(x)
+        assert 0 < error(allowed, default) < 8 * UNIT
+        assert recorder.calls["msg3d_fast_emulated::ms_g3d_collapse"] == 6
+    assert recorder.calls["msg3d_fast_emulated::ms_g3d_pack"] == 0
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert torch.equal(fused(x), default)

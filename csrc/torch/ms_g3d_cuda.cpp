@@ -170,19 +170,19 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
 }
 
 int64_t ms_g3d_layout(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
-                      int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+                      int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32) {
   const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
   if (fold) check_fold(*fold, x, p);
   if (p.N == 0) return 0;
-  return planned_forward(p, type_of(x), limits_of(OnDevice(x)), fold ? fold->size(0) : 0).layout();
+  return planned_forward(p, product_type(x, tf32), limits_of(OnDevice(x)), fold ? fold->size(0) : 0).layout();
 }
 
 Tensor ms_g3d_pack(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
-                   int64_t window_size, int64_t window_stride, int64_t window_dilation) {
+                   int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32) {
   const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
   if (fold) check_fold(*fold, x, p);
   const OnDevice device(x);
-  const Type type = type_of(x);
+  const Type type = product_type(x, tf32);
   const auto plan = planned_forward(p, type, limits_of(device), fold ? fold->size(0) : 0);
   check(plan.layout() != 0, "nothing to pack, no kernel of the tensor cores runs: ", plan.refused);
   const Tensor packed = torch::stable::empty({plan.workspace_bytes}, ScalarType::Byte, std::nullopt, x.device());
@@ -195,14 +195,14 @@ Tensor ms_g3d_pack(const Tensor& x, const Tensor& A, const Tensor& weight, const
 
 Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                    int64_t window_size, int64_t window_stride, int64_t window_dilation,
-                   const std::optional<Tensor>& packed, int64_t layout) {
-  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, false, true, packed, layout);
+                   const std::optional<Tensor>& packed, int64_t layout, bool tf32) {
+  return forward(x, A, weight, bias, window_size, window_stride, window_dilation, tf32, true, packed, layout);
 }
 
 void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
                      bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation,
-                     const std::optional<Tensor>& packed, int64_t layout) {
+                     const std::optional<Tensor>& packed, int64_t layout, bool tf32) {
   const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
   check_fold(fold, x, p);
   check(out.dim() == 4 && out.size(0) == p.N && out.size(1) == fold.size(0) && out.size(2) == p.windows() &&
@@ -213,7 +213,7 @@ void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, con
             (!fold_bias || (fold_bias->scalar_type() == x.scalar_type() && fold_bias->is_contiguous())),
         "the bias of fold and out must have the type of x");
   const OnDevice device(x);
-  const Type type = type_of(x);
+  const Type type = product_type(x, tf32);
   const auto plan = planned_forward(p, type, limits_of(device), fold.size(0));
   check(plan.kernel != ms_g3d::cuda::Kernel::kPlain, "no kernel does the collapse too: ", plan.refused,
         "; ms_g3d_relu and a convolution do");

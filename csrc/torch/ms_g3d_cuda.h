@@ -24,14 +24,14 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
 // number, 0 where no such kernel runs. ms_g3d_pack brings them into that order once: bytes for `packed` of the two
 // functions below, which pack for themselves where their own `layout` is another one.
 int64_t ms_g3d_layout(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
-                      int64_t window_size, int64_t window_stride, int64_t window_dilation);
+                      int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 Tensor ms_g3d_pack(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
-                   int64_t window_size, int64_t window_stride, int64_t window_dilation);
+                   int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 
 // max(ms_g3d(...), 0) in one kernel.
 Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                    int64_t window_size, int64_t window_stride, int64_t window_dilation,
-                   const std::optional<Tensor>& packed, int64_t layout);
+                   const std::optional<Tensor>& packed, int64_t layout, bool tf32);
 
 // Writes (or adds, with `accumulate`) into out (N, channels, T_out, V) what folds relu(ms_g3d(...)) over the slots of a
 // window: sum_w fold[:, :, w] y[w] + fold_bias, and a ReLU of all that with `relu`. An error where no kernel does all
@@ -39,7 +39,7 @@ Tensor ms_g3d_relu(const Tensor& x, const Tensor& A, const Tensor& weight, const
 void ms_g3d_collapse(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& fold, const std::optional<Tensor>& fold_bias, Tensor& out, bool accumulate,
                      bool relu, int64_t window_size, int64_t window_stride, int64_t window_dilation,
-                     const std::optional<Tensor>& packed, int64_t layout);
+                     const std::optional<Tensor>& packed, int64_t layout, bool tf32);
 
 Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A, const Tensor& weight,
                              int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);

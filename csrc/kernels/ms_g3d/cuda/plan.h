@@ -98,7 +98,8 @@ struct ForwardPlan {
   int slice() const { return groups * kGroup; }
   // Plans of the same C, O, V, K, window and out_channels with the same number read the same packed weights; 0: none.
   int64_t layout() const {
-    return kernel == Kernel::kPlain ? 0 : static_cast<int64_t>(kernel) + 8 * (tile + 64 * groups);
+    return kernel == Kernel::kPlain ? 0
+                                    : static_cast<int64_t>(kernel) + 8 * (tile + 64 * (groups + 64 * element_bytes));
   }
 };
 
