@@ -175,13 +175,17 @@ class TemporalUnit(_Constants):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1)  # (N, T, V, C)
-        h = torch._addmm_activation(self.entry_bias, rows.flatten(0, 2), self.entry)
+        read = rows[:, :: self.stride]
+        if self.dtype == torch.float64:  # cuBLAS' epilogues may not be there: the third kernel does what they would
+            h, out = torch.mm(rows.flatten(0, 2), self.entry), torch.mm(read.flatten(0, 2), self.direct)
+            biases = self.entry_bias, self.direct_bias
+        else:
+            h = torch._addmm_activation(self.entry_bias, rows.flatten(0, 2), self.entry)
+            out, biases = torch.addmm(self.direct_bias, read.flatten(0, 2), self.direct), (None, None)
         h = h.view(*rows.shape[:3], len(self.entry_bias)).permute(0, 3, 1, 2)
-        rows = rows[:, :: self.stride]
-        out = torch.addmm(self.direct_bias, rows.flatten(0, 2), self.direct)
-        out = out.view(*rows.shape[:3], len(self.direct_bias)).permute(0, 3, 1, 2)
+        out = out.view(*read.shape[:3], len(self.direct_bias)).permute(0, 3, 1, 2)
         operators = ops.operators(self.backend)
-        operators.mstcn_folded(h, self.taps, self.scale, out, self.dilations, self.stride, self.act)
+        operators.mstcn_folded(h, self.taps, self.scale, out, self.dilations, self.stride, self.act, *biases)
         return out
 
 

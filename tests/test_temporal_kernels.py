@@ -96,7 +96,7 @@ BUGS = [
         ODD, f"values|{BOUNDS}"),
     Bug("multiply-adds", "pool outside the clip", ROWS, r"if \(!inside\(call, source, shift\)\) continue;", "", ODD,
         f"values|{BOUNDS}"),
-    Bug("multiply-adds", "pool of too many channels", ROWS, r"call\.relu \? call\.O - before : call\.width",
+    Bug("multiply-adds", "pool of too many channels", ROWS, r"call\.out_bias \? call\.O - before : call\.width",
         "call.O - before + 1", ODD, f"values|block race|race|{BOUNDS}"),
 ]
 # fmt: on

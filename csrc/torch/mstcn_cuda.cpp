@@ -26,7 +26,8 @@ mstcn::cuda::Type type_of(const Tensor& x) {
 }  // namespace
 
 void mstcn_folded(const Tensor& h, const Tensor& weight, const Tensor& scale, Tensor& out,
-                  std::vector<int64_t> dilations, int64_t stride, bool relu) {
+                  std::vector<int64_t> dilations, int64_t stride, bool relu, const std::optional<Tensor>& h_bias,
+                  const std::optional<Tensor>& out_bias) {
   require(h.dim() == 4 && is_channels_last(h), kOp, ": h has shape ", shape_of(h),
           "; expected (N, channels, T, V), channels_last");
   const ScalarType type = h.scalar_type();
@@ -48,6 +49,13 @@ void mstcn_folded(const Tensor& h, const Tensor& weight, const Tensor& scale, Te
   const int64_t width = weight.size(2);
   require(scale.dim() == 1 && scale.is_contiguous() && scale.size(0) == width, kOp, ": scale has shape ",
           shape_of(scale), "; expected (", width, ",), contiguous");
+  const auto fits = [&](const std::optional<Tensor>& bias, int64_t channels) {
+    return !bias || (bias->dim() == 1 && bias->is_contiguous() && bias->size(0) == channels &&
+                     bias->scalar_type() == type && bias->device() == h.device());
+  };
+  require(h_bias.has_value() == out_bias.has_value() && fits(h_bias, h.size(1)) && fits(out_bias, out.size(1)), kOp,
+          ": expected h_bias (", h.size(1), ",) and out_bias (", out.size(1),
+          ",), contiguous, with the type and the device of h, or neither");
   require(h.size(2) >= 1, kOp, ": h has no frames");
   mstcn::cuda::TemporalProblem p{h.size(0),
                                  h.size(2),
@@ -72,7 +80,8 @@ void mstcn_folded(const Tensor& h, const Tensor& weight, const Tensor& scale, Te
   const Tensor dense_h = aligned(h), dense_weight = aligned(weight), dense_scale = aligned(scale);
   launched(mstcn::cuda::temporal(p, type_of(h), limits_of(device, kOp).arch, dense_h.const_data_ptr(),
                                  dense_weight.const_data_ptr(), dense_scale.const_data_ptr(), out.mutable_data_ptr(),
-                                 device.stream()),
+                                 device.stream(), h_bias ? h_bias->const_data_ptr() : nullptr,
+                                 out_bias ? out_bias->const_data_ptr() : nullptr),
            kOp, "the temporal branches");
 }
 

@@ -60,8 +60,8 @@ STABLE_TORCH_LIBRARY(msg3d_fast_emulated, m) {
       " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation,"
       " Tensor? packed=None, int layout=0, bool tf32=False) -> ()");
   m.def(
-      "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu)"
-      " -> ()");
+      "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu,"
+      " Tensor? h_bias=None, Tensor? out_bias=None) -> ()");
   m.def(
       "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
       " int window_dilation, bool tf32=False) -> Tensor");

@@ -19,6 +19,7 @@ struct TemporalCall {
   const void* h;
   const void* weight;
   const void* scale;
+  const void *h_bias, *out_bias;  // null: h and out have them
   void* out;
   int rows, T, V, windows;
   int width, O;
@@ -51,6 +52,18 @@ SIMT_DEVICE Acc rectified(Acc value, bool relu) {
   return relu && value < Acc(0) ? Acc(0) : value;  // what is not a number stays
 }
 
+// Channel c of h or out as it stands above the sums: with its bias, of h with its ReLU.
+template <typename T>
+SIMT_DEVICE Accumulator<T> entry(const TemporalCall& call, T value, int c) {
+  if (!call.h_bias) return widen<T>(value);
+  return rectified(widen<T>(value) + widen<T>(load_readonly(static_cast<const T*>(call.h_bias) + c)), true);
+}
+template <typename T>
+SIMT_DEVICE Accumulator<T> summand(const TemporalCall& call, T value, int c) {
+  if (!call.out_bias) return widen<T>(value);
+  return widen<T>(value) + widen<T>(load_readonly(static_cast<const T*>(call.out_bias) + c));
+}
+
 // Where a row of `out` finds its frames: the frame of its middle tap, and the element of h where that row starts.
 struct Source {
   int frame;
@@ -81,7 +94,8 @@ SIMT_DEVICE bool inside(const TemporalCall& call, const Source& source, int shif
 template <typename T, int kThreads, int kRows, int kCount>
 SIMT_DEVICE void pool(const TemporalCall& call) {
   using Acc = Accumulator<T>;
-  const int before = call.branches * call.width, units = (call.relu ? call.O - before : call.width) / kCount;
+  const int before = call.branches * call.width;
+  const int units = (call.relu || call.out_bias ? call.O - before : call.width) / kCount;
   const int64_t frame_step = static_cast<int64_t>(call.V) * (call.branches + 1) * call.width;
 #pragma unroll 1
   for (int i = thread_index(); i < kRows * units; i += kThreads) {
@@ -101,17 +115,20 @@ SIMT_DEVICE void pool(const TemporalCall& call) {
       const T* const scale = static_cast<const T*>(call.scale) + c;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        Acc most = widen<T>(from[e]);
+        Acc most = entry<T>(call, from[e], before + c + e);
         for (int shift = -1; shift <= 1; shift += 2) {
           if (!inside(call, source, shift)) continue;
-          const Acc other = widen<T>(from[shift * frame_step + e]);
+          const Acc other = entry<T>(call, from[shift * frame_step + e], before + c + e);
           most = other > most || other != other ? other : most;
         }
-        old[e] = narrow<T>(rectified(widen<T>(old[e]) + widen<T>(scale[e]) * most, call.relu));
+        const Acc added = summand<T>(call, old[e], before + c + e) + widen<T>(scale[e]) * most;
+        old[e] = narrow<T>(rectified(added, call.relu));
       }
     } else {
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) old[e] = narrow<T>(rectified(widen<T>(old[e]), call.relu));
+      for (int e = 0; e < kCount; ++e) {
+        old[e] = narrow<T>(rectified(summand<T>(call, old[e], before + c + e), call.relu));
+      }
     }
     if constexpr (kCount == 4) {
       Bits64 words;

@@ -6,6 +6,9 @@
 //
 // frames outside the clip are zero (or not looked at); act is a ReLU or nothing. `out` comes with what else is summed:
 // the residual, the 1x1 branch and every bias. h (N, T, V, (B+1)*w), out (N, T_out, V, O), dense in memory.
+//
+// Where matrix products come without biases and ReLUs (float64's), h_bias ((B+1)*w,) and out_bias (O,) say them: then
+// max(h + h_bias, 0) and out + out_bias stand above in the places of h and out.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +34,8 @@ struct TemporalProblem {
 bool temporal_on_tensor_cores(const TemporalProblem& p, Type type, int arch);
 
 // CUDA's error code of the one launch, 0 if there is none. All pointers are 16-byte aligned; weight (B, taps, w, w) and
-// scale (w,) are dense.
+// scale (w,) are dense. The biases, both or none, are for multiply-adds only.
 int temporal(const TemporalProblem& p, Type type, int arch, const void* h, const void* weight, const void* scale,
-             void* out, void* stream);
+             void* out, void* stream, const void* h_bias = nullptr, const void* out_bias = nullptr);
 
 }  // namespace msg3d::mstcn::cuda

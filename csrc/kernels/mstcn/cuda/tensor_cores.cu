@@ -93,10 +93,11 @@ bool temporal_on_tensor_cores(const TemporalProblem& p, Type type, int arch) {
 }
 
 int temporal(const TemporalProblem& p, Type type, int arch, const void* h, const void* weight, const void* scale,
-             void* out, simt::Stream stream) {
+             void* out, simt::Stream stream, const void* h_bias, const void* out_bias) {
   using namespace temporal_kernels;
   TemporalCall call{};
   call.h = h, call.weight = weight, call.scale = scale, call.out = out;
+  call.h_bias = h_bias, call.out_bias = out_bias;
   call.rows = static_cast<int>(p.rows()), call.T = static_cast<int>(p.T), call.V = static_cast<int>(p.V);
   call.windows = static_cast<int>(p.windows()), call.width = static_cast<int>(p.width), call.O = static_cast<int>(p.O);
   call.branches = p.branches, call.taps = p.taps, call.stride = p.stride, call.relu = p.relu;
@@ -108,7 +109,7 @@ int temporal(const TemporalProblem& p, Type type, int arch, const void* h, const
     if (call.width % 32 == 0) return launch_tensor_cores<T, 4>(call, stream);
     return launch_tensor_cores<T, 2>(call, stream);
   };
-  if (!temporal_on_tensor_cores(p, type, arch)) return temporal_by_multiply_adds(call, type, stream);
+  if (h_bias || !temporal_on_tensor_cores(p, type, arch)) return temporal_by_multiply_adds(call, type, stream);
   return type == Type::kFloat16 ? on_tensor_cores(simt::half()) : on_tensor_cores(simt::bf16());
 }
 

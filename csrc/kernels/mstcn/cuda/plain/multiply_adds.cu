@@ -46,7 +46,8 @@ void plain_kernel(TemporalCall call) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const bool reads = real && inside(call, sources[j], shift);
-          rows[tx * kPitch + ty + 16 * j] = reads ? widen<T>(h[sources[j].at + ahead + i]) : Acc(0);
+          rows[tx * kPitch + ty + 16 * j] =
+              reads ? entry<T>(call, h[sources[j].at + ahead + i], branch * call.width + i) : Acc(0);
         }
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
@@ -77,8 +78,9 @@ void plain_kernel(TemporalCall call) {
       for (int j = 0; j < kColumns; ++j) {
         const int o = first_o + tx + 16 * j;
         if (row >= call.rows || o >= call.width) continue;
-        T* const to = static_cast<T*>(call.out) + static_cast<int64_t>(row) * call.O + branch * call.width + o;
-        *to = narrow<T>(rectified(widen<T>(*to) + sum[q][j], call.relu));
+        const int c = branch * call.width + o;
+        T* const to = static_cast<T*>(call.out) + static_cast<int64_t>(row) * call.O + c;
+        *to = narrow<T>(rectified(summand<T>(call, *to, c) + sum[q][j], call.relu));
       }
     }
   }
