@@ -152,7 +152,7 @@ def info() -> dict[str, object]:
 
     Returns:
         `available` and, if not, `reason`; from the build `torch`, `isas`, `cuda` (in words), `cuda_archs`; from the
-        binary `isa` in use, `wide_isa` in training's wide products, `supported_isas`, `compiler` and `cuda_runtime`:
+        binary `isa` in use, `wide_isa` in products of many columns, `supported_isas`, `compiler` and `cuda_runtime`:
         null without CUDA code, else versions, CUDA's error code (35 or 100 without a GPU) and the devices with whether
         the binary holds code for each.
     """

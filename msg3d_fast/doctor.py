@@ -167,7 +167,7 @@ def _native() -> str:
     facts = _library.info()
     isas, used = ", ".join(facts["supported_isas"]), facts["isa"]
     if facts["wide_isa"] != used:
-        used += f" in use, {facts['wide_isa']} for training's wide products"
+        used += f" in use, {facts['wide_isa']} for wide products"
     else:
         used += " in use"
     return f"built against torch {facts['torch']} with compiler {facts['compiler']}; {used}, of {isas}; {facts['cuda']}"

@@ -114,9 +114,9 @@ std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, con
   }
   if (!persons.empty()) {
     const auto count = static_cast<int64_t>(persons.size());
-    const ArenaPool::Loan arena(arenas(), sizeof(T) * folded::arena_size(network, count, frames, pool.workers));
-    folded::features<T>(network, persons.data(), count, frames, static_cast<T*>(arena.data()),
-                        {pool, gemm<T>(current_isa()).fused});
+    const folded::Machine<T> machine{pool, &fused_product<T>, gemm<T>(current_wide_isa()).panels};
+    const ArenaPool::Loan arena(arenas(), sizeof(T) * folded::arena_size(network, count, frames, machine));
+    folded::features<T>(network, persons.data(), count, frames, static_cast<T*>(arena.data()), machine);
   }
   return {out, present};
 }

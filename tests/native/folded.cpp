@@ -1,6 +1,6 @@
 // Runs the folded network without torch, to be built with sanitizers or for another processor: reads the cases that
-// tests/test_inference_native.py wrote, keeps to an arena of exactly the size asked for and filled with NaN, and
-// compares with the features that came with them. Prints "ok" and the number of cases.
+// tests/test_native.py wrote, keeps to an arena of exactly the size asked for and filled with NaN, and
+// compares with the features that came with them, for every instruction set. Prints "ok" and the number of cases.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "isas.h"
 #include "kernels/folded/forward.h"
 #include "kernels/gemm/gemm.h"
 
@@ -46,16 +47,19 @@ double run(FILE* file, int64_t num_sizes, int64_t num_weights, int64_t num_perso
   for (int64_t i = 0; i < num_persons; ++i) {
     persons.push_back({&clips[i * person_size], i % network.persons, &found[i * network.features()]});
   }
-  const int64_t arena_size = folded::arena_size(network, num_persons, frames, workers);
-  const std::unique_ptr<T[]> arena(new T[arena_size]);
-  std::fill(arena.get(), arena.get() + arena_size, std::numeric_limits<T>::quiet_NaN());
-  const Pool pool{workers, run_on_threads};
-  folded::features<T>(network, persons.data(), num_persons, frames, arena.get(), {pool, gemm<T>(current_isa()).fused});
   double error = 0, scale = 0;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const double deviation = std::abs(found[i] - expected[i]);
-    error = deviation <= error ? error : deviation;  // NaN stays
-    scale = std::fmax(scale, std::abs(expected[i]));
+  for (const double value : expected) scale = std::fmax(scale, std::abs(value));
+  for (const Isa* isa : kIsas) {
+    const folded::Machine<T> machine{{workers, run_on_threads}, gemm<T>(*isa).fused, gemm<T>(*isa).panels};
+    const int64_t arena_size = folded::arena_size(network, num_persons, frames, machine);
+    const std::unique_ptr<T[]> arena(new T[arena_size]);
+    std::fill(arena.get(), arena.get() + arena_size, std::numeric_limits<T>::quiet_NaN());
+    std::fill(found.begin(), found.end(), NAN);
+    folded::features<T>(network, persons.data(), num_persons, frames, arena.get(), machine);
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const double deviation = std::abs(found[i] - expected[i]);
+      error = deviation <= error ? error : deviation;  // NaN stays
+    }
   }
   return error / scale / std::numeric_limits<T>::epsilon();
 }

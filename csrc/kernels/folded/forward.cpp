@@ -21,7 +21,7 @@ struct Layout {
 };
 
 template <typename T>
-Layout lay_out(const Network<T>& network, int64_t frames) {
+Layout lay_out(const Network<T>& network, int64_t frames, int64_t panels) {
   Layout layout{};
   const int64_t V = network.joints;
   int64_t activation = 0, hidden = 0;
@@ -38,7 +38,7 @@ Layout lay_out(const Network<T>& network, int64_t frames) {
     int64_t chunk = 0;
     windows.resize(std::max(windows.size(), stage.windows.size()));
     const auto grow_scratch = [&](const GraphConvolution<T>& conv) {
-      grow(layout.scratch, aggregates ? aggregate_first_scratch(conv, V) : project_first_scratch(conv, V));
+      grow(layout.scratch, aggregates ? aggregate_first_scratch(conv, V) : project_first_scratch(conv, V, panels));
       grow(layout.before, conv.padding());
     };
     grow_scratch(stage.spatial);
@@ -67,15 +67,16 @@ Layout lay_out(const Network<T>& network, int64_t frames) {
 
 struct Task {
   int64_t person, begin, end;
-  int64_t panel = 0, window = -1;
+  Panels panels{};
+  int64_t window = -1;
 };
 
 // Cuts [0, count) into even pieces of at most `size`, a multiple of `multiple` where there is enough to cut, and makes
 // each a task of `person`.
-void cut(std::vector<Task>& tasks, int64_t person, int64_t count, int64_t size, int64_t panel, int64_t multiple) {
+void cut(std::vector<Task>& tasks, int64_t person, int64_t count, int64_t size, Panels panels, int64_t multiple) {
   int64_t pieces = (count + size - 1) / size;
   if (pieces > 1) pieces = std::min(count, (pieces + multiple - 1) / multiple * multiple);
-  for (int64_t i = 0; i < pieces; ++i) tasks.push_back({person, count * i / pieces, count * (i + 1) / pieces, panel});
+  for (int64_t i = 0; i < pieces; ++i) tasks.push_back({person, count * i / pieces, count * (i + 1) / pieces, panels});
 }
 
 template <typename T>
@@ -89,7 +90,7 @@ class Forward {
         frames_(frames),
         arena_(arena),
         machine_(machine),
-        layout_(lay_out(network, frames)),
+        layout_(lay_out(network, frames, machine.panels)),
         scratch_(arena + num_persons * layout_.person) {}
 
   void run() {
@@ -122,7 +123,7 @@ class Forward {
     std::vector<Task> tasks;
     // As many tasks for each worker: there are few, and the next step waits for the last of them.
     const int64_t workers = machine_.pool.workers, share = workers / std::gcd(workers, num_persons_);
-    for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size, 0, share);
+    for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size, {}, share);
     each(tasks, body);
   }
 
@@ -169,28 +170,38 @@ class Forward {
     });
   }
 
+  // The panels of `out` channels, as many at a time as the product takes.
+  std::vector<Panels> panels_of(int64_t out) const {
+    std::vector<Panels> all;
+    for (int64_t first = 0, end = out / kPanel; first < end; first += machine_.panels) {
+      all.push_back({first, std::min(machine_.panels, end - first)});
+    }
+    return all;
+  }
+
   // The convolution per frame and those over windows read the same input: one list of tasks, the large ones first.
   void graph_convolutions(const Stage<T>& stage, int64_t T_in) {
     const int64_t V = network_.joints;
     std::vector<Task> tasks;
     for (int64_t i = static_cast<int64_t>(stage.windows.size()) - 1; i >= 0; --i) {
       const GraphConvolution<T>& conv = stage.windows[i];
-      const int64_t panels = conv.out / kPanel, count = conv.frames(T_in);
+      const std::vector<Panels> all_panels = panels_of(conv.out);
+      const int64_t count = conv.frames(T_in), parts = static_cast<int64_t>(all_panels.size()) * num_persons_;
       // Pieces are whole blocks of windows. Each projects the frames that it shares with its neighbour once more: only
       // as many pieces as keep the workers busy.
-      const int64_t pieces = std::max<int64_t>(1, (2 * machine_.pool.workers) / (panels * num_persons_));
+      const int64_t pieces = std::max<int64_t>(1, (2 * machine_.pool.workers) / parts);
       const int64_t blocks = (count + kWindowBlock - 1) / kWindowBlock, size = (blocks + pieces - 1) / pieces;
-      for (int64_t panel = 0; panel < panels; ++panel) {
+      for (const Panels& panels : all_panels) {
         for (int64_t begin = 0; begin < blocks; begin += size) {
           for (int64_t person = 0; person < num_persons_; ++person) {
-            tasks.push_back({person, begin * kWindowBlock, std::min((begin + size) * kWindowBlock, count), panel, i});
+            tasks.push_back({person, begin * kWindowBlock, std::min((begin + size) * kWindowBlock, count), panels, i});
           }
         }
       }
     }
-    for (int64_t panel = 0; panel < stage.middle / kPanel; ++panel) {
+    for (const Panels& panels : panels_of(stage.middle)) {
       std::vector<Task> frames;
-      cut(frames, 0, T_in, 2 * kFrames, panel, 1);
+      cut(frames, 0, T_in, 2 * kFrames, panels, 1);
       for (Task task : frames) {
         for (task.person = 0; task.person < num_persons_; ++task.person) tasks.push_back(task);
       }
@@ -203,7 +214,7 @@ class Forward {
     each(dealt, [&](const Task& task, T* scratch) {
       const GraphConvolution<T>& conv = task.window < 0 ? stage.spatial : stage.windows[task.window];
       T* y = at(task.person, task.window < 0 ? layout_.left : layout_.windows[task.window]);
-      project_first(conv, V, at(task.person, layout_.current), T_in, task.panel, task.begin, task.end, y, scratch,
+      project_first(conv, V, at(task.person, layout_.current), T_in, task.panels, task.begin, task.end, y, scratch,
                     machine_.product);
     });
   }
@@ -259,8 +270,9 @@ class Forward {
 int64_t persons_at_once(int64_t persons, int workers) { return std::min<int64_t>(persons, std::max(4, workers / 2)); }
 
 template <typename T>
-int64_t arena_size(const Network<T>& network, int64_t persons, int64_t frames, int workers) {
-  const Layout layout = lay_out(network, frames);
+int64_t arena_size(const Network<T>& network, int64_t persons, int64_t frames, const Machine<T>& machine) {
+  const Layout layout = lay_out(network, frames, machine.panels);
+  const int workers = machine.pool.workers;
   return persons_at_once(persons, workers) * layout.person + workers * layout.scratch;
 }
 
@@ -273,8 +285,8 @@ void features(const Network<T>& network, const Person<T>* persons, int64_t num_p
   }
 }
 
-#define MSG3D_INSTANTIATE(T)                                                \
-  template int64_t arena_size<T>(const Network<T>&, int64_t, int64_t, int); \
+#define MSG3D_INSTANTIATE(T)                                                              \
+  template int64_t arena_size<T>(const Network<T>&, int64_t, int64_t, const Machine<T>&); \
   template void features<T>(const Network<T>&, const Person<T>*, int64_t, int64_t, T*, const Machine<T>&);
 MSG3D_INSTANTIATE(float)
 MSG3D_INSTANTIATE(double)

@@ -2,14 +2,15 @@
 #pragma once
 
 #include "../parallel.h"
-#include "network.h"
+#include "graph_convolution.h"
 
 namespace msg3d::folded {
 
 template <typename T>
 struct Machine {
   Pool pool;
-  void (*product)(const FusedProduct<T>&);
+  ProductFunction<T> product;
+  int64_t panels;  // that the product takes at a time
 };
 
 // Persons that are worked on at once: enough to keep the workers busy, few enough to stay in the caches.
@@ -17,7 +18,7 @@ int64_t persons_at_once(int64_t persons, int workers);
 
 // Values of memory that `features` needs.
 template <typename T>
-int64_t arena_size(const Network<T>& network, int64_t persons, int64_t frames, int workers);
+int64_t arena_size(const Network<T>& network, int64_t persons, int64_t frames, const Machine<T>& machine);
 
 // One person's clip, (T, V, C), and the slot it came in.
 template <typename T>

@@ -14,11 +14,17 @@ int64_t block_frames(const GraphConvolution<T>& conv) {
   return (kWindowBlock - 1) * conv.stride + conv.reach();
 }
 
+// From Z of one panel to that of the next.
+template <typename T>
+int64_t panel_size(const GraphConvolution<T>& conv, int64_t joints) {
+  return block_frames(conv) * conv.scales * joints * kPanel;
+}
+
 }  // namespace
 
 template <typename T>
-int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints) {
-  return block_frames(conv) * conv.scales * joints * kPanel + paired_windows_scratch(conv, joints);
+int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints, int64_t panels) {
+  return panels * (panel_size(conv, joints) + paired_windows_scratch(conv, joints));
 }
 
 template <typename T>
@@ -28,24 +34,38 @@ int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints)
 }
 
 template <typename T>
-void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, int64_t panel,
+void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, Panels panels,
                    int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product) {
   const int64_t rows = conv.scales * joints, frame_size = rows * kPanel;  // of Z
-  const T* weight = conv.weight + panel * conv.scales * conv.in * kPanel;
+  const int64_t z_panel = panel_size(conv, joints), weight_panel = conv.scales * conv.in * kPanel;
+  const T* weight = conv.weight + panels.first * weight_panel;
+  const auto each_panel = [&](const auto& body) {
+    for (int64_t panel = 0; panel < panels.count; ++panel) body(scratch + panel * z_panel);
+  };
 
-  // Z of frames [first, last) to `z`; frames outside the clip are zero.
-  const auto project = [&](int64_t first, int64_t last, T* z) {
+  // Z of frames [first, last) to `z`, in each panel; frames outside the clip are zero.
+  const auto project = [&](int64_t first, int64_t last, int64_t z) {
     const auto clear = [&](int64_t from, int64_t to) {
-      if (from < to) std::fill(z + (from - first) * frame_size, z + (to - first) * frame_size, T(0));
+      each_panel([&](T* panel) {
+        if (from < to) std::fill(panel + z + (from - first) * frame_size, panel + z + (to - first) * frame_size, T(0));
+      });
     };
     clear(first, std::min<int64_t>(last, 0));
     clear(std::max(first, frames), last);
     const int64_t from = std::max<int64_t>(first, 0), count = std::min(last, frames) - from;
     for (int64_t k = 0; k < conv.scales && count > 0; ++k) {
-      const Segment<T> segment{
-          x + from * joints * conv.in, joints * conv.in, conv.in, weight + k * conv.in * kPanel, 0, kPanel, conv.in};
-      T* c = z + (from - first) * frame_size + k * joints * kPanel;
-      product({&segment, 1, count, joints, c, frame_size, kPanel});
+      const Segment<T> segment{x + from * joints * conv.in,
+                               joints * conv.in,
+                               conv.in,
+                               weight + k * conv.in * kPanel,
+                               0,
+                               kPanel,
+                               conv.in,
+                               weight_panel};
+      T* c = scratch + z + (from - first) * frame_size + k * joints * kPanel;
+      FusedProduct<T> out{&segment, 1, count, joints, c, frame_size, kPanel};
+      out.panels = panels.count, out.c_panel = z_panel;
+      product(out);
     }
   };
 
@@ -54,19 +74,21 @@ void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, 
   for (int64_t w = begin; w < end; w += kWindowBlock) {
     const int64_t count = std::min(kWindowBlock, end - w);
     const int64_t first = w * conv.stride - conv.padding(), last = first + (count - 1) * conv.stride + conv.reach();
-    if (first < ready)
-      std::memmove(scratch, scratch + (first - held) * frame_size, (ready - first) * frame_size * sizeof(T));
+    each_panel([&](T* panel) {
+      if (first < ready)
+        std::memmove(panel, panel + (first - held) * frame_size, (ready - first) * frame_size * sizeof(T));
+    });
     held = first;
     const int64_t from = std::max(first, ready);
-    project(from, last, scratch + (from - first) * frame_size);
+    project(from, last, (from - first) * frame_size);
     ready = last;
 
     const int64_t window_size = conv.window * joints * conv.out;
-    T* block = y + w * window_size + panel * kPanel;
+    T* block = y + w * window_size + panels.first * kPanel;
     int64_t done = 0;
     for (; conv.pairs() && done + 2 <= count; done += 2) {
-      paired_windows(conv, joints, scratch + done * conv.stride * frame_size, panel, block + done * window_size,
-                     scratch + block_frames(conv) * frame_size, product);
+      paired_windows(conv, joints, {scratch + done * conv.stride * frame_size, z_panel}, panels,
+                     block + done * window_size, scratch + panels.count * z_panel, product);
     }
     // Slots of a window are one segment where its frames follow one another.
     const int64_t segments = conv.dilation == 1 ? 1 : conv.window, depth = conv.window / segments * rows;
@@ -74,12 +96,13 @@ void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, 
     for (int64_t s = 0; s < segments; ++s) {
       slots.push_back({conv.adjacency + s * depth, 0, conv.window * rows,
                        scratch + (done * conv.stride + s * conv.dilation) * frame_size, conv.stride * frame_size,
-                       kPanel, depth});
+                       kPanel, depth, z_panel});
     }
     FusedProduct<T> sum{slots.data(), segments, count - done, conv.window * joints, block + done * window_size,
                         window_size,  conv.out};
-    sum.bias = conv.bias + panel * kPanel;
+    sum.bias = conv.bias + panels.first * kPanel;
     sum.relu = true;
+    sum.panels = panels.count;
     product(sum);
   }
 }
@@ -109,14 +132,12 @@ void aggregate_first(const GraphConvolution<T>& conv, int64_t joints, const T* x
         }
       }
     }
-    for (int64_t panel = 0; panel < conv.out / kPanel; ++panel) {
-      const Segment<T> segment{features, 0, width, conv.weight + panel * width * kPanel, 0, kPanel, width};
-      FusedProduct<T> out{&segment, 1,       1, count * nodes, y + (t - begin) * nodes * conv.out + panel * kPanel,
-                          0,        conv.out};
-      out.bias = conv.bias + panel * kPanel;
-      out.relu = true;
-      product(out);
-    }
+    const Segment<T> segment{features, 0, width, conv.weight, 0, kPanel, width, width * kPanel};
+    FusedProduct<T> out{&segment, 1, 1, count * nodes, y + (t - begin) * nodes * conv.out, 0, conv.out};
+    out.bias = conv.bias;
+    out.relu = true;
+    out.panels = conv.out / kPanel;
+    product(out);
   }
 }
 
@@ -124,29 +145,37 @@ template <typename T>
 void collapse(const Stage<T>& stage, int64_t joints, const T* const* h, int64_t count, T* y,
               ProductFunction<T> product) {
   std::vector<Segment<T>> slots;
-  for (int64_t panel = 0; panel < stage.out / kPanel; ++panel) {
-    slots.clear();
-    for (std::size_t i = 0; i < stage.windows.size(); ++i) {
-      const GraphConvolution<T>& conv = stage.windows[i];
-      const T* weight = stage.collapse_weight[i] + panel * conv.window * conv.out * kPanel;
-      for (int64_t s = 0; s < conv.window; ++s) {
-        slots.push_back({h[i] + s * joints * conv.out, conv.window * joints * conv.out, conv.out,
-                         weight + s * conv.out * kPanel, 0, kPanel, conv.out});
-      }
+  for (std::size_t i = 0; i < stage.windows.size(); ++i) {
+    const GraphConvolution<T>& conv = stage.windows[i];
+    const int64_t slot_size = conv.out * kPanel;
+    for (int64_t s = 0; s < conv.window; ++s) {
+      slots.push_back({h[i] + s * joints * conv.out, conv.window * joints * conv.out, conv.out,
+                       stage.collapse_weight[i] + s * slot_size, 0, kPanel, conv.out, conv.window * slot_size});
     }
-    T* c = y + panel * kPanel;
-    product({slots.data(), static_cast<int64_t>(slots.size()), count, joints, c, joints * stage.out, stage.out,
-             stage.collapse_bias + panel * kPanel, c, joints * stage.out, stage.out, true});
   }
+  FusedProduct<T> out{slots.data(),
+                      static_cast<int64_t>(slots.size()),
+                      count,
+                      joints,
+                      y,
+                      joints * stage.out,
+                      stage.out,
+                      stage.collapse_bias,
+                      y,
+                      joints * stage.out,
+                      stage.out,
+                      true};
+  out.panels = stage.out / kPanel;
+  product(out);
 }
 
-#define MSG3D_INSTANTIATE(T)                                                                                          \
-  template int64_t project_first_scratch<T>(const GraphConvolution<T>&, int64_t);                                     \
-  template int64_t aggregate_first_scratch<T>(const GraphConvolution<T>&, int64_t);                                   \
-  template void project_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,   \
-                                 T*, T*, ProductFunction<T>);                                                         \
-  template void aggregate_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t, \
-                                   T*, T*, ProductFunction<T>);                                                       \
+#define MSG3D_INSTANTIATE(T)                                                                                           \
+  template int64_t project_first_scratch<T>(const GraphConvolution<T>&, int64_t, int64_t);                             \
+  template int64_t aggregate_first_scratch<T>(const GraphConvolution<T>&, int64_t);                                    \
+  template void project_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, Panels, int64_t, int64_t, T*, \
+                                 T*, ProductFunction<T>);                                                              \
+  template void aggregate_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,  \
+                                   T*, T*, ProductFunction<T>);                                                        \
   template void collapse<T>(const Stage<T>&, int64_t, const T* const*, int64_t, T*, ProductFunction<T>);
 MSG3D_INSTANTIATE(float)
 MSG3D_INSTANTIATE(double)

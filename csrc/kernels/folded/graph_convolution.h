@@ -1,7 +1,7 @@
 // The two orders of a folded graph convolution, and the collapse of its windows; a task each. See network.h for the
 // formulas.
 //
-// Project first, where channels are many: for one panel of 16 output channels, Z[frame][(k,u)] = x[frame][u] W_k is
+// Project first, where channels are many: for a few panels of 16 output channels, Z[frame][(k,u)] = x[frame][u] W_k is
 // kept for the frames of a few windows. A window is then a contiguous (window*scales*V) x 16 panel, the right-hand side
 // of one product with the adjacency: nothing is unfolded or copied. Z is computed once per frame, not once per window
 // slot. Aggregate first, for the few channels of the input: four frames' channels are the 16 columns of a product with
@@ -12,22 +12,23 @@
 
 namespace msg3d::folded {
 
-template <typename T>
-using ProductFunction = void (*)(const FusedProduct<T>&);
-
 constexpr int64_t kWindowBlock = 8;  // windows that share a block of Z
 constexpr int64_t kQuad = 4;         // frames that the aggregate-first order takes at a time
 
+// Output channels [16 * first, 16 * (first + count)).
+struct Panels {
+  int64_t first, count;
+};
+
 // Values of scratch memory that a task needs.
 template <typename T>
-int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints);
+int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints, int64_t panels);
 template <typename T>
 int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints);
 
-// Windows [begin, end), where `begin` is a multiple of kWindowBlock, output channels [16*panel, 16*panel + 16): x
-// (frames, V, in) -> y (windows, window*V, out).
+// Windows [begin, end), where `begin` is a multiple of kWindowBlock: x (frames, V, in) -> y (windows, window*V, out).
 template <typename T>
-void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, int64_t panel,
+void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, Panels panels,
                    int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product);
 
 // Frames [begin, end), all channels, stride 1: x (V, x_frames, in), whose first `before` frames lie before the clip, ->

@@ -20,6 +20,9 @@ namespace msg3d::folded {
 
 constexpr int64_t kDilations = 4;  // dilated branches of a temporal unit; its fifth is the max-pool, its sixth linear
 
+template <typename T>
+using ProductFunction = void (*)(const FusedProduct<T>&);
+
 // Hands out sizes and arrays in order; `good` falls, and stays down, when something does not fit.
 template <typename T>
 struct Reader {

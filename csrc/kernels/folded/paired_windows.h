@@ -16,11 +16,11 @@
 // `GraphConvolution::paired` holds [(B_0+B_2+B_4)/2 | B_1+B_3 | (B_0-B_2+B_4)/2], or B_0+B_2.
 #pragma once
 
-#include "network.h"
+#include "graph_convolution.h"
 
 namespace msg3d::folded {
 
-// Values of scratch memory; 0 if the windows do not pair.
+// Values of scratch memory for one panel; 0 if the windows do not pair.
 template <typename T>
 int64_t paired_windows_scratch(const GraphConvolution<T>& conv, int64_t joints) {
   if (!conv.pairs()) return 0;
@@ -28,10 +28,16 @@ int64_t paired_windows_scratch(const GraphConvolution<T>& conv, int64_t joints) 
   return (frames * conv.scales + sums * conv.window) * joints * kPanel;
 }
 
-// Z of window + 2 frames, (window + 2, (k,u), 16) -> relu(y + bias) of two windows, (2, (w,v), out), columns of one
-// panel.
+// Z of one panel (frames, (k,u), 16), and how far the next panel's lies.
 template <typename T>
-void paired_windows(const GraphConvolution<T>& conv, int64_t joints, const T* z, int64_t panel, T* y, T* scratch,
-                    void (*product)(const FusedProduct<T>&));
+struct Z {
+  const T* first;
+  int64_t panel;
+};
+
+// Z of window + 2 frames -> relu(y + bias) of two windows, (2, (w,v), out); y begins at the columns of `panels`.
+template <typename T>
+void paired_windows(const GraphConvolution<T>& conv, int64_t joints, const Z<T>& z, Panels panels, T* y, T* scratch,
+                    ProductFunction<T> product);
 
 }  // namespace msg3d::folded

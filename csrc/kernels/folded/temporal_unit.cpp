@@ -67,26 +67,26 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
     std::fill(own, own + padding, T(0));
     std::fill(own + branch_h - padding, own + branch_h, T(0));
   }
-  for (int64_t panel = 0; panel < unit.hidden() / kPanel; ++panel) {
-    const int64_t branch = panel * kPanel / unit.slot, channel = panel * kPanel % unit.slot;
+  for (int64_t branch = 0; branch <= kDilations; ++branch) {
     const bool every = reads_every_frame(unit, branch);
     const int64_t step = every ? 1 : unit.stride, first = (begin + step - 1) / step * step;
     if (first >= end) continue;
-    const int64_t count = (end - first + step - 1) / step;
+    const int64_t count = (end - first + step - 1) / step, channel = branch * unit.slot;
     // Frames that follow one another are one long run of rows, which splits into full tiles.
     const int64_t groups = step == 1 ? 1 : count, rows = step == 1 ? count * joints : joints;
     const Segment<T> segment{x + first * joints * unit.in,
                              step * joints * unit.in,
                              unit.in,
-                             unit.hidden_weight + panel * unit.in * kPanel,
+                             unit.hidden_weight + channel * unit.in,
                              0,
                              kPanel,
-                             unit.in};
-    FusedProduct<T> out{
-        &segment,          1,        groups, rows, h + branch * branch_h + padding + first * frame_size + channel,
-        step * frame_size, unit.slot};
-    out.bias = unit.hidden_bias + panel * kPanel;
+                             unit.in,
+                             unit.in * kPanel};
+    FusedProduct<T> out{&segment,          1,        groups, rows, h + branch * branch_h + padding + first * frame_size,
+                        step * frame_size, unit.slot};
+    out.bias = unit.hidden_bias + channel;
     out.relu = true;
+    out.panels = unit.slot / kPanel;
     product(out);
   }
 }
@@ -100,43 +100,42 @@ void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
   const T* x_begin = x + begin * stride * joints * unit.in;
   T* y_begin = y + begin * joints * unit.out;
   std::vector<Segment<T>> segments;
-  const auto write = [&](int64_t channel, const T* bias, const T* add) {
-    FusedProduct<T> out{
-        segments.data(), static_cast<int64_t>(segments.size()), groups, rows, y_begin + channel, joints * unit.out,
-        unit.out};
+  // To the columns of a branch, from its first channel on.
+  const auto write = [&](int64_t branch, int64_t channels, const T* bias, const T* add) {
+    T* const c = y_begin + branch * unit.slot;
+    FusedProduct<T> out{segments.data(), static_cast<int64_t>(segments.size()), groups, rows, c, joints * unit.out,
+                        unit.out};
     out.bias = bias;
     if (add) out.add = add, out.add_group = joints * unit.out, out.add_row = unit.out;  // in == out wherever x is added
     out.relu = unit.relu;
+    out.panels = channels / kPanel;
     product(out);
+    segments.clear();
   };
   const auto from_x = [&](const T* weight) {
-    segments.push_back({x_begin, stride * joints * unit.in, unit.in, weight, 0, kPanel, unit.in});
+    segments.push_back({x_begin, stride * joints * unit.in, unit.in, weight, 0, kPanel, unit.in, unit.in * kPanel});
   };
 
   pool(unit, joints, x, h + kDilations * branch_h, begin, end, y);
-  for (int64_t channel = 0; channel < unit.out; channel += kPanel) {
-    segments.clear();
-    const int64_t branch = std::min(channel / unit.slot, kDilations + 1),
-                  panel = (channel - branch * unit.slot) / kPanel;
-    const T* residual = unit.residual_weight + channel * unit.in;
-    if (branch > kDilations) {
-      from_x(unit.last_weight + panel * unit.in * kPanel);
-      write(channel, unit.last_bias + panel * kPanel, nullptr);
-    } else if (branch == kDilations) {
+  for (int64_t branch = 0; branch <= kDilations; ++branch) {
+    const int64_t first = branch * unit.slot;
+    if (branch == kDilations) {
       if (!unit.convolves_residual) continue;
-      from_x(residual);
-      write(channel, nullptr, y_begin + channel);
-    } else {
-      for (int64_t tap = 0; tap < unit.taps; ++tap) {
-        const int64_t frame = begin * stride + unit.padding() + (tap - unit.taps / 2) * (branch + 1);
-        segments.push_back({h + branch * branch_h + frame * joints * unit.slot, stride * joints * unit.slot, unit.slot,
-                            unit.branch_weight[branch] + (panel * unit.taps + tap) * unit.slot * kPanel, 0, kPanel,
-                            unit.slot});
-      }
-      if (unit.convolves_residual) from_x(residual);
-      write(channel, unit.branch_bias[branch] + panel * kPanel, unit.convolves_residual ? nullptr : x_begin + channel);
+      from_x(unit.residual_weight + first * unit.in);
+      write(branch, unit.slot, nullptr, y_begin + first);
+      continue;
     }
+    for (int64_t tap = 0; tap < unit.taps; ++tap) {
+      const int64_t frame = begin * stride + unit.padding() + (tap - unit.taps / 2) * (branch + 1);
+      segments.push_back({h + branch * branch_h + frame * joints * unit.slot, stride * joints * unit.slot, unit.slot,
+                          unit.branch_weight[branch] + tap * unit.slot * kPanel, 0, kPanel, unit.slot,
+                          unit.taps * unit.slot * kPanel});
+    }
+    if (unit.convolves_residual) from_x(unit.residual_weight + first * unit.in);
+    write(branch, unit.slot, unit.branch_bias[branch], unit.convolves_residual ? nullptr : x_begin + first);
   }
+  from_x(unit.last_weight);
+  write(kDilations + 1, unit.last_slot, unit.last_bias, nullptr);
 }
 
 #define MSG3D_INSTANTIATE(T)                                                                                           \

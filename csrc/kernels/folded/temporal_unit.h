@@ -9,9 +9,6 @@
 
 namespace msg3d::folded {
 
-template <typename T>
-using ProductFunction = void (*)(const FusedProduct<T>&);
-
 // Frames [begin, end) of the clip: x (T, V, in) -> h (5, padding + T + padding, V, slot). The task of frame 0 also
 // writes the padding.
 template <typename T>

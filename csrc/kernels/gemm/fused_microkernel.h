@@ -1,7 +1,8 @@
 // The register tile of fused_product.h; see microkernel.h for the rules that hold here too.
 //
 // A panel is 16 columns for every instruction set, so weights packed once serve all of them: one vector of AVX-512, two
-// of AVX2, four of 16 bytes. The tile's rows are what the registers leave room for.
+// of AVX2, four of 16 bytes. Two panels share a tile where a panel is one vector: a tile one vector wide loads about as
+// often as it multiplies. The tile's rows are what the registers leave room for.
 #pragma once
 
 #include <limits>
@@ -13,13 +14,15 @@
 namespace msg3d {
 
 // Target: { kVectorBytes, kRegisters }, an unnamed-namespace type.
-template <typename Target, typename T>
-struct FusedMicrokernel {
+template <typename Target, typename T, int kPanels>
+struct FusedTile {
   static constexpr int kLanes = Target::kVectorBytes / sizeof(T);
-  static constexpr int kVectors = kPanel / kLanes;
+  static constexpr int kPanelVectors = kPanel / kLanes;
+  static constexpr int kVectors = kPanels * kPanelVectors;
   static constexpr int kFree =
-      (Target::kRegisters - 1 - kVectors) / kVectors;                     // one register broadcasts a, kVectors hold b
-  static constexpr int kMaxRows = kFree < 1 ? 1 : kFree > 9 ? 9 : kFree;  // 9: each row needs an address register too
+      (Target::kRegisters - 1 - kVectors) / kVectors;  // one register broadcasts a, kVectors hold b
+  static constexpr int kMaxRows = kFree < 1 ? 1 : kFree > 14 ? 14 : kFree;  // 14: what Rows reaches
+  static constexpr int kAhead = 32;  // a is fetched so many values ahead: a prefetching unit loses so many streams
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
   static inline __attribute__((always_inline)) Vector load(const T* p) {
@@ -28,18 +31,55 @@ struct FusedMicrokernel {
     return v;
   }
 
+  // The rows of a in five registers: x86 adds a distance times 1, 2, 4 or 8 as it loads.
+  struct Rows {
+    const char *row0, *row7;
+    int64_t one, three, five;  // distances of so many rows, in bytes
+
+    Rows(const T* a, int64_t a_row) : row0(reinterpret_cast<const char*>(a)), one(a_row * int64_t{sizeof(T)}) {
+      three = 3 * one, five = 5 * one, row7 = row0 + 7 * one;
+    }
+
+    // 0 to 6, 8, 10 or 12 rows.
+    inline __attribute__((always_inline)) int64_t distance(int rows) const {
+      return rows % 5 == 0 ? rows / 5 * five : rows % 3 == 0 ? rows / 3 * three : rows * one;
+    }
+    inline __attribute__((always_inline)) const T* address(int row, int64_t k) const {
+      const char* from = row < 7 || row % 2 == 0 ? row0 + distance(row) : row7 + distance(row - 7);
+      return reinterpret_cast<const T*>(from + k * int64_t{sizeof(T)});
+    }
+    inline __attribute__((always_inline)) T at(int row, int64_t k) const { return *address(row, k); }
+    inline __attribute__((always_inline)) void forward(int64_t k) {
+      row0 += k * int64_t{sizeof(T)}, row7 += k * int64_t{sizeof(T)};
+    }
+    // Otherwise the compiler computes every row's address beforehand, more than there are registers.
+    inline __attribute__((always_inline)) void keep() {
+      MSG3D_OPAQUE_POINTER(row0);
+      MSG3D_OPAQUE_POINTER(row7);
+      MSG3D_OPAQUE_POINTER(one);
+      MSG3D_OPAQUE_POINTER(three);
+      MSG3D_OPAQUE_POINTER(five);
+    }
+  };
+
+  // Where vector j of a row lies.
+  static inline __attribute__((always_inline)) int64_t place(int j, int64_t panel) {
+    return j / kPanelVectors * panel + j % kPanelVectors * kLanes;
+  }
+
   template <int kRows>
-  static inline __attribute__((always_inline)) void step(Vector (&sum)[kRows][kVectors], const T* const (&a)[kRows],
-                                                         int64_t k, const T* b) {
+  static inline __attribute__((always_inline)) void step(Vector (&sum)[kRows][kVectors], Rows& a, int64_t k, const T* b,
+                                                         int64_t b_panel) {
+    a.keep();
     Vector column[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
-      column[j] = load(b + j * kLanes);
+      column[j] = load(b + place(j, b_panel));
       MSG3D_KEEP_IN_REGISTER(column[j]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      Vector value = a[i][k] - Vector{};  // a broadcast: x - 0 is x
+      Vector value = a.at(i, k) - Vector{};  // a broadcast: x - 0 is x
       MSG3D_KEEP_IN_REGISTER(value);
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) sum[i][j] += value * column[j];
@@ -49,28 +89,28 @@ struct FusedMicrokernel {
   // What follows the sums. Decisions are taken once a tile: taken for each of its vectors they cost short contractions
   // a tenth.
   template <int kRows>
-  static inline __attribute__((always_inline)) void finish(const FusedProduct<T>& p, int64_t group, int64_t row,
-                                                           Vector (&sum)[kRows][kVectors]) {
+  static inline __attribute__((always_inline)) void finish(const FusedProduct<T>& p, int64_t panel, int64_t group,
+                                                           int64_t row, Vector (&sum)[kRows][kVectors]) {
     if (p.add) {
-      const T* add = p.add + group * p.add_group + row * p.add_row;
+      const T* add = p.add + panel * p.add_panel + group * p.add_group + row * p.add_row;
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i, add += p.add_row) {
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) sum[i][j] += load(add + j * kLanes);
+        for (int j = 0; j < kVectors; ++j) sum[i][j] += load(add + place(j, p.add_panel));
       }
     }
     Vector bias[kVectors] = {};
-    for (int j = 0; p.bias && j < kVectors; ++j) bias[j] = load(p.bias + j * kLanes);
+    for (int j = 0; p.bias && j < kVectors; ++j) bias[j] = load(p.bias + panel * kPanel + j * kLanes);
     const Vector lowest = (p.relu ? T(0) : -std::numeric_limits<T>::infinity()) - Vector{};
     const int64_t c_row = p.c_row;
-    T* c = p.c + group * p.c_group + row * c_row;
+    T* c = p.c + panel * p.c_panel + group * p.c_group + row * c_row;
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i, c += c_row) {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         Vector value = sum[i][j] + bias[j];
         value = value < lowest ? lowest : value;  // lets NaN through, as torch does
-        __builtin_memcpy(c + j * kLanes, &value, sizeof(value));
+        __builtin_memcpy(c + place(j, p.c_panel), &value, sizeof(value));
       }
     }
   }
@@ -87,20 +127,27 @@ struct FusedMicrokernel {
     }
   }
 
-  // `tiles` tiles of kRows rows, from `row` on.
+  // `tiles` tiles of kRows rows and kPanels panels, from `row` and `panel` on.
   template <int kRows>
-  static __attribute__((noinline)) void run(const FusedProduct<T>& p, int64_t group, int64_t row, int64_t tiles) {
+  static __attribute__((noinline)) void run(const FusedProduct<T>& p, int64_t panel, int64_t group, int64_t row,
+                                            int64_t tiles) {
     for (const int64_t end = row + tiles * kRows; row < end; row += kRows) {
       Vector sum[kRows][kVectors] = {};
       {
-        const T* c = p.c + group * p.c_group + row * p.c_row;
+        const T* c = p.c + panel * p.c_panel + group * p.c_group + row * p.c_row;
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i, c += p.c_row) __builtin_prefetch(c, 1);
+        for (int i = 0; i < kRows; ++i, c += p.c_row) {
+#pragma GCC unroll 2
+          for (int panel = 0; panel < kPanels; ++panel) __builtin_prefetch(c + panel * p.c_panel, 1);
+        }
       }
       if (p.add) {
-        const T* add = p.add + group * p.add_group + row * p.add_row;
+        const T* add = p.add + panel * p.add_panel + group * p.add_group + row * p.add_row;
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i, add += p.add_row) __builtin_prefetch(add);
+        for (int i = 0; i < kRows; ++i, add += p.add_row) {
+#pragma GCC unroll 2
+          for (int panel = 0; panel < kPanels; ++panel) __builtin_prefetch(add + panel * p.add_panel);
+        }
       }
       for (int64_t s = 0; s < p.num_segments; ++s) {
         const Segment<T>& segment = p.segments[s];
@@ -109,52 +156,65 @@ struct FusedMicrokernel {
         } else if (row + kRows < end) {
           fetch<kRows>(p.segments[0], group, row + kRows);
         }
-        const T* a[kRows];
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i) {
-          a[i] = i ? a[i - 1] + segment.a_row : segment.a + group * segment.a_group + row * segment.a_row;
-          MSG3D_OPAQUE_POINTER(a[i]);
-        }
-        const T* b = segment.b + group * segment.b_group;
-        const int64_t b_row = segment.b_row, depth = segment.depth;
+        Rows a(segment.a + group * segment.a_group + row * segment.a_row, segment.a_row);
+        const T* b = segment.b + panel * segment.b_panel + group * segment.b_group;
+        const int64_t b_row = segment.b_row, b_panel = segment.b_panel, depth = segment.depth;
         int64_t k = 0;
         for (; k + 8 <= depth; k += 8) {
 #pragma GCC unroll 8
           for (int u = 0; u < 8; ++u) {
-            step<kRows>(sum, a, k + u, b);
+            step<kRows>(sum, a, u, b, b_panel);
             b += b_row;
             MSG3D_OPAQUE_POINTER(b);
           }
+          a.forward(8);
+#pragma GCC unroll 16
+          for (int i = 0; i < kRows; ++i) __builtin_prefetch(a.address(i, kAhead));
         }
-        for (; k < depth; ++k, b += b_row) step<kRows>(sum, a, k, b);
+        for (; k < depth; ++k, b += b_row) {
+          step<kRows>(sum, a, 0, b, b_panel);
+          a.forward(1);
+        }
       }
-      finish<kRows>(p, group, row, sum);
+      finish<kRows>(p, panel, group, row, sum);
     }
   }
 
   template <int kRows = kMaxRows>
-  static inline void run_height(int64_t height, const FusedProduct<T>& p, int64_t group, int64_t row, int64_t tiles) {
+  static inline void run_height(int64_t height, const FusedProduct<T>& p, int64_t panel, int64_t group, int64_t row,
+                                int64_t tiles) {
     if constexpr (kRows > 0) {
-      if (height == kRows) return run<kRows>(p, group, row, tiles);
-      run_height<kRows - 1>(height, p, group, row, tiles);
+      if (height == kRows) return run<kRows>(p, panel, group, row, tiles);
+      run_height<kRows - 1>(height, p, panel, group, row, tiles);
     }
   }
 
-  static void product(const FusedProduct<T>& p) {
-    if (p.rows == 0) return;
+  static void product(const FusedProduct<T>& p, int64_t panel) {
     const int64_t tiles = (p.rows + kMaxRows - 1) / kMaxRows;
     const int64_t low = p.rows / tiles, taller = p.rows % tiles;
     for (int64_t g = 0; g < p.groups; ++g) {
-      if (taller > 0) run_height(low + 1, p, g, 0, taller);
-      run_height(low, p, g, taller * (low + 1), tiles - taller);
+      if (taller > 0) run_height(low + 1, p, panel, g, 0, taller);
+      run_height(low, p, panel, g, taller * (low + 1), tiles - taller);
     }
   }
 };
 
 template <typename Target, typename T>
+struct FusedMicrokernel {
+  static constexpr int kPanels = Target::kVectorBytes / sizeof(T) == kPanel ? 2 : 1;  // of a tile
+
+  static void product(const FusedProduct<T>& p) {
+    int64_t panel = 0;
+    if (p.rows == 0) return;
+    for (; panel + kPanels <= p.panels; panel += kPanels) FusedTile<Target, T, kPanels>::product(p, panel);
+    for (; panel < p.panels; ++panel) FusedTile<Target, T, 1>::product(p, panel);
+  }
+};
+
+template <typename Target, typename T>
 constexpr Gemm<T> all_products() {
-  return {Microkernel<Target, T>::kWidth, &Microkernel<Target, T>::product, &FusedMicrokernel<Target, T>::product,
-          ColumnLoops<Target, T>::table()};
+  return {Microkernel<Target, T>::kWidth, FusedMicrokernel<Target, T>::kPanels, &Microkernel<Target, T>::product,
+          &FusedMicrokernel<Target, T>::product, ColumnLoops<Target, T>::table()};
 }
 
 }  // namespace msg3d

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "column_passes.h"
+#include "fused_product.h"
 
 namespace msg3d {
 
@@ -29,11 +30,9 @@ struct PanelProduct {
 };
 
 template <typename T>
-struct FusedProduct;  // fused_product.h
-
-template <typename T>
 struct Gemm {
-  int width;
+  int width;   // columns of `product`
+  int panels;  // that one tile of `fused` takes
   void (*product)(const PanelProduct<T>&);
   void (*fused)(const FusedProduct<T>&);
   ColumnPasses<T> passes;
@@ -55,7 +54,7 @@ const char* supported_isas();
 // The fastest one that this machine supports, unless set_isa chose another.
 const Isa& current_isa();
 
-// The same for products of many columns, where another one may be the fastest.
+// The same for tiles two vectors wide, where another one may be the fastest.
 const Isa& current_wide_isa();
 
 // Chooses by name; "auto" returns to the fastest. False: no such name here, or this machine lacks it.
@@ -70,6 +69,13 @@ inline const Gemm<float>& gemm<float>(const Isa& isa) {
 template <>
 inline const Gemm<double>& gemm<double>(const Isa& isa) {
   return isa.f64;
+}
+
+// p on the instruction set that is the fastest for so many panels.
+template <typename T>
+inline void fused_product(const FusedProduct<T>& p) {
+  const Gemm<T>& wide = gemm<T>(current_wide_isa());
+  (p.panels < wide.panels ? gemm<T>(current_isa()) : wide).fused(p);
 }
 
 }  // namespace msg3d

@@ -26,7 +26,7 @@ const Candidate kCandidates[] = {
 };
 
 // Zen 4 runs a 64-byte operation as two halves: wider vectors bring it no arithmetic, and its one 64-byte load a cycle
-// holds up the tiles that are one vector wide. The folded network is a fifth slower there with AVX-512.
+// holds up the tiles that are one vector wide, by a fifth.
 bool halves_wide_vectors() {
 #if defined(__x86_64__)
   unsigned eax, vendor_b, vendor_c, vendor_d, ebx, ecx, edx;

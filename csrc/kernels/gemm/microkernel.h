@@ -163,8 +163,6 @@ struct Microkernel {
     constexpr auto kHeights = std::make_index_sequence<kMaxRows>();
     p.columns > kLanes ? run<2>(p, kHeights) : run<1>(p, kHeights);
   }
-
-  static constexpr Gemm<T> gemm() { return {kWidth, &product}; }
 };
 
 }  // namespace msg3d
