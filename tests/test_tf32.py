@@ -83,6 +83,49 @@ def test_order_of_execution_changes_no_bit(kernels: emulator.Kernels, shape: Sha
     assert all(torch.equal(run.y, runs[0].y) for run in runs)
 
 
+def from_ptx(kernels: emulator.Kernels, shape: Shape) -> emulator.Kernels:
+    """The kernel of the shape's plan as nvcc made it, without all others."""
+    plan = forward.plan(kernels, shape)
+    kind = forward.KERNELS[plan["kernel"]]
+    one = f"{kind}_kernel.*tf32" + ("" if kind == "few_channels" else f"ELi{plan['tile']}E")
+    return emulator.build(*forward.SOURCES, forward.LAUNCHERS, arch="80", entries=f"pack_kernel.*tf32|{one}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(emulator.find_nvcc() is None, reason="route P needs nvcc")
+@pytest.mark.parametrize("name", ["frames_17", "frames_28", "windows_17_3", "windows_both", "few_windows_17"])
+def test_what_nvcc_makes_of_them(kernels: emulator.Kernels, name: str) -> None:
+    shape = next(shape for shape in KERNELS if shape.name == name)
+    inputs = shape.inputs(torch.float32)
+    for landing in emulator.LANDINGS:
+        found = forward.run(from_ptx(kernels, shape), shape, inputs, route="ptx", landing=landing)
+        forward.assert_exact_enough(found, shape, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(emulator.find_nvcc() is None, reason="route P needs nvcc")
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("V", [17, 25])
+def test_what_a_layer_of_96_channels_costs(kernels: emulator.Kernels, V: int, window: int) -> None:
+    """Counted on nvcc's PTX, modelled for an A100 as in test_cuda_forward_budgets.py; tf32 has half the products."""
+    shape = Shape("layer", 1, 96, 24, V, 3, 96, (window, 1, 1), tf32=True)
+    inputs = shape.inputs(torch.float32)
+    found = forward.run(from_ptx(kernels, shape), shape, inputs, route="ptx", count=True, checks=False)
+    forward.assert_exact_enough(found, shape, inputs)
+    main = found.counters[1]
+    clocks = sum(main["mma_clocks"]) / 4
+    wavefronts, least = (sum(access[name] for access in main["shared"].values()) for name in ("wavefronts", "least"))
+    x, y = main["global"]["x"]["read"] * 32, main["global"]["y"]["written"] * 32
+    x_bytes, y_bytes = 4 * inputs["x"].numel(), 4 * found.y.numel()
+    moved = 32 * sum(buffer["read"] + buffer["written"] for buffer in main["global"].values())
+    assert y == y_bytes
+    assert x == x_bytes or (window > 1 and x + y <= 1.2 * (x_bytes + y_bytes))
+    assert clocks <= 1.31 * shape.macs() / 512
+    assert wavefronts <= clocks, "shared memory takes longer than the products"
+    assert wavefronts <= 1.02 * least, "bank conflicts"
+    assert moved / 47.4 <= 0.5 * clocks, "the second-level cache takes more than half of the products' time"
+
+
 @pytest.mark.parametrize("name", ["frames_17", "windows_17_3", pytest.param("few_windows_17", marks=pytest.mark.slow)])
 def test_a_bad_frame_stays_where_it_is_read(kernels: emulator.Kernels, name: str) -> None:
     """NaN, as the hardware makes them too, and infinity in one frame reach the windows that read it, and no other."""
