@@ -11,7 +11,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -166,13 +166,19 @@ def info() -> dict[str, object]:
     return facts
 
 
+class Sizes(NamedTuple):
+    """Sizes of a call of ms_g3d, which plans are made for: x (N, C, T, V), K, O, tau, s and d."""
+
+    x_shape: tuple[int, int, int, int]
+    num_scales: int
+    out_channels: int
+    window_size: int = 1
+    window_stride: int = 1
+    window_dilation: int = 1
+
+
 def plan(
-    x_shape: tuple[int, int, int, int],
-    num_scales: int,
-    out_channels: int,
-    window_size: int = 1,
-    window_stride: int = 1,
-    window_dilation: int = 1,
+    sizes: Sizes,
     *,
     direction: str = "forward",
     float64: bool = False,
@@ -180,12 +186,7 @@ def plan(
     """Return how ms_g3d would evaluate a problem on this machine: order, steps, workspace, and the count that decided.
 
     Args:
-        x_shape: (N, C, T, V).
-        num_scales: K.
-        out_channels: O.
-        window_size: tau.
-        window_stride: s.
-        window_dilation: d.
+        sizes: of the call.
         direction: `forward`, `backward_input` or `backward_parameters`.
         float64: for double instead of float32.
 
@@ -198,8 +199,7 @@ def plan(
         RuntimeError: the sizes describe no problem.
     """
     require()
-    sizes = (*x_shape, num_scales, out_channels, window_size, window_stride, window_dilation)
-    return json.loads(torch.ops.msg3d_fast.ms_g3d_plan(direction, *sizes, float64))
+    return json.loads(torch.ops.msg3d_fast.ms_g3d_plan(direction, *sizes.x_shape, *sizes[1:], float64))
 
 
 def _of(backend: str) -> Any:
@@ -227,12 +227,7 @@ def device_limits(index: int = 0, backend: str = "native") -> dict[str, int]:
 
 
 def cuda_plan(
-    x_shape: tuple[int, int, int, int],
-    num_scales: int,
-    out_channels: int,
-    window_size: int = 1,
-    window_stride: int = 1,
-    window_dilation: int = 1,
+    sizes: Sizes,
     *,
     dtype: torch.dtype,
     limits: dict[str, int],
@@ -243,12 +238,7 @@ def cuda_plan(
     """Return how ms_g3d would run on a CUDA device, which need not be there.
 
     Args:
-        x_shape: (N, C, T, V).
-        num_scales: K.
-        out_channels: O.
-        window_size: tau.
-        window_stride: s.
-        window_dilation: d.
+        sizes: of the call.
         dtype: of x.
         limits: the device's, as of `device_limits`.
         tf32: of float32, while torch allows tf32 for matrix products.
@@ -264,7 +254,6 @@ def cuda_plan(
         LibraryUnavailable: without the library.
         RuntimeError: the sizes describe no problem, or the limits no device.
     """
-    sizes = (*x_shape, num_scales, out_channels, window_size, window_stride, window_dilation, collapse)
     device = limits["arch"], limits["multiprocessors"], limits["shared_bytes"]
     name = "tf32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")
-    return json.loads(_of(backend).ms_g3d_cuda_plan(name, *sizes, *device))
+    return json.loads(_of(backend).ms_g3d_cuda_plan(name, *sizes.x_shape, *sizes[1:], collapse, *device))

@@ -58,16 +58,13 @@ class Layer:
     """One graph convolution of a network, and the channels that a fused network folds its windows into; 0: none."""
 
     name: str
-    x: tuple[int, int, int, int]
-    scales: int
-    channels: int
-    window: tuple[int, int, int]
+    sizes: _library.Sizes
     collapse: int
 
     @property
     def words(self) -> str:
-        tau, stride, dilation = self.window
-        return f"{self.name:24}{self.x!s:20}{self.scales:3}{self.channels:5}  {tau:3} {stride} {dilation}"
+        x, scales, channels, tau, stride, dilation = self.sizes
+        return f"{self.name:24}{x!s:20}{scales:3}{channels:5}  {tau:3} {stride} {dilation}"
 
 
 HEAD = f"{'layer':24}{'x (N, C, T, V)':20}{'K':>3}{'O':>5}  tau s d"
@@ -79,7 +76,8 @@ def layers() -> list[Layer]:
 
     def note(name: str, layer: STMSGCN, x: torch.Tensor, collapse: int) -> None:
         window = (layer.window_size, layer.window_stride, layer.window_dilation)
-        found.append(Layer(name, tuple(x.shape), layer.num_scales, layer.out_channels, window, collapse))
+        sizes = _library.Sizes(tuple(x.shape), layer.num_scales, layer.out_channels, *window)
+        found.append(Layer(name, sizes, collapse))
 
     with torch.device("meta"):  # shapes without numbers
         model = Recognizer(backend="native").eval()
@@ -107,7 +105,7 @@ def plan() -> str:
     lines = ["Recognizer(), x (1, 2, 100, 17, 3), float32 on this CPU; millions of multiply-adds of either order", ""]
     lines.append(f"{HEAD}  {'project':>8}{'aggregate':>10}  order")
     for layer in network:
-        p = _library.plan(layer.x, layer.scales, layer.channels, *layer.window)
+        p = _library.plan(layer.sizes)
         costs = f"{p['project_first_macs'] / 1e6:8.1f}{p['aggregate_first_macs'] / 1e6:10.1f}"
         lines.append(f"{layer.words}  {costs}  {p['order']}{', forced' if p['forced'] else ''}")
     lines += [
@@ -138,10 +136,9 @@ def _gpu_plan(name: str, limits: dict[str, int], network: list[Layer], tf32: boo
     lines = [f"{name}: sm_{limits['arch']}, {limits['multiprocessors']} multiprocessors, {memory}", ""]
     lines.append(f"{HEAD}  blocks waves     KB  kernel")
     for layer in network:
-        sizes = (layer.x, layer.scales, layer.channels, *layer.window)
         for collapse in sorted({0, layer.collapse}):
             dtype = torch.float32 if tf32 else torch.bfloat16
-            p = _library.cuda_plan(*sizes, dtype=dtype, limits=limits, tf32=tf32, collapse=collapse)
+            p = _library.cuda_plan(layer.sizes, dtype=dtype, limits=limits, tf32=tf32, collapse=collapse)
             words = layer.words if not collapse else f"{'  fused, into ' + str(collapse):{len(layer.words)}}"
             forced = ", forced" if p["forced"] else ""
             if p["kernel"] == "plain":

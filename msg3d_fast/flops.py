@@ -88,7 +88,7 @@ def _planned(module: STMSGCN, x: Tensor) -> tuple[int | None, str]:
     if not _library.available():
         return None, ""
     window = module.window_size, module.window_stride, module.window_dilation
-    plan = _library.plan(tuple(x.shape), module.num_scales, module.out_channels, *window)
+    plan = _library.plan(_library.Sizes(tuple(x.shape), module.num_scales, module.out_channels, *window))
     return int(plan[f"{plan['order']}_macs"]), str(plan["order"])
 
 

@@ -13,6 +13,7 @@ from test_plan import LAYERS
 from tolerance import error
 
 from msg3d_fast import _library, ops
+from msg3d_fast._library import Sizes
 
 LIMITS = {
     name: dict(zip(("arch", "multiprocessors", "shared_bytes"), numbers, strict=True))
@@ -22,7 +23,7 @@ LIMITS = {
 
 def plan(layer: str, device: str, dtype: torch.dtype = torch.bfloat16, **options: object) -> dict[str, object]:
     (C, V), K, O, window = LAYERS[layer]  # noqa: E741
-    return _library.cuda_plan((4, C, 100, V), K, O, *window, dtype=dtype, limits=LIMITS[device], **options)
+    return _library.cuda_plan(Sizes((4, C, 100, V), K, O, *window), dtype=dtype, limits=LIMITS[device], **options)
 
 
 @pytest.fixture
@@ -78,11 +79,11 @@ def test_the_collapse_has_a_plan_of_its_own() -> None:
 def test_sizes_and_devices_that_are_none() -> None:
     limits = LIMITS["A100"]
     with pytest.raises(RuntimeError, match="plan: sizes of no valid problem"):
-        _library.cuda_plan((1, 3, 1, 5), 2, 8, 2, dtype=torch.float32, limits=limits)
+        _library.cuda_plan(Sizes((1, 3, 1, 5), 2, 8, 2), dtype=torch.float32, limits=limits)
     with pytest.raises(RuntimeError, match="plan: limits of no device: compute capability 8, 0 multiproc"):
-        _library.cuda_plan((1, 3, 9, 5), 2, 8, dtype=torch.float32, limits=limits | {"multiprocessors": 0})
+        _library.cuda_plan(Sizes((1, 3, 9, 5), 2, 8), dtype=torch.float32, limits=limits | {"multiprocessors": 0})
     with pytest.raises(RuntimeError, match="plan: dtype is int8; expected float32"):
-        _library.cuda_plan((1, 3, 9, 5), 2, 8, dtype=torch.int8, limits=limits)
+        _library.cuda_plan(Sizes((1, 3, 9, 5), 2, 8), dtype=torch.int8, limits=limits)
 
 
 def test_a_tile_can_be_forced(forced: None) -> None:
@@ -108,7 +109,8 @@ def test_the_environment_forces_it() -> None:
     code = (
         "import torch; from msg3d_fast import _library;"
         "limits = dict(arch=80, multiprocessors=108, shared_bytes=166912);"
-        "print(_library.cuda_plan((4, 96, 100, 17), 13, 96, dtype=torch.bfloat16, limits=limits)['kernel'])"
+        "sizes = _library.Sizes((4, 96, 100, 17), 13, 96);"
+        "print(_library.cuda_plan(sizes, dtype=torch.bfloat16, limits=limits)['kernel'])"
     )
     environment = {**os.environ, "MSG3D_CUDA_PLAN": "plain"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -122,14 +124,14 @@ def test_what_is_forced_is_what_runs() -> None:
     problem = Problem("forced", N=1, C=48, O=48, K=2, V=17, T=5)
     inputs = {name: tensor.detach() for name, tensor in problem.inputs(torch.bfloat16).items()}
     exact, eager = (reference_answer(problem, dtype)["y"] for dtype in (torch.float64, torch.bfloat16))
-    sizes = (problem.N, problem.C, problem.T, problem.V), problem.K, problem.O
+    sizes = Sizes((problem.N, problem.C, problem.T, problem.V), problem.K, problem.O)
     limits = _library.device_limits(backend="emulated")
     assert limits == LIMITS["A100"]
     launches = {}
     try:
         for name in ("auto", "1 frame of 24", "plain"):
             raw.ms_g3d_set_cuda_plan(name)
-            found = _library.cuda_plan(*sizes, dtype=torch.bfloat16, limits=limits, backend="emulated")
+            found = _library.cuda_plan(sizes, dtype=torch.bfloat16, limits=limits, backend="emulated")
             assert found["forced"] == (name != "auto")
             assert name in (found["tile"], found["kernel"], "auto") or name in found["tile"]
             before = raw.launches()

@@ -34,8 +34,7 @@ def test_a_plan_for_every_gpu(tables: dict[str, list[str]]) -> None:
 def test_the_plans_are_what_the_library_says(tables: dict[str, list[str]]) -> None:
     layer = next(layer for layer in doctor.layers() if layer.name == "sgcn2.0")
     limits = dict(zip(("arch", "multiprocessors", "shared_bytes"), (90, 132, 227 << 10), strict=True))
-    sizes = (layer.x, layer.scales, layer.channels, *layer.window)
-    found = _library.cuda_plan(*sizes, dtype=torch.bfloat16, limits=limits)
+    found = _library.cuda_plan(layer.sizes, dtype=torch.bfloat16, limits=limits)
     row = next(row for row in tables["H100"] if row.startswith("sgcn2.0"))
     assert found["tile"] in row
     assert f" {found['blocks']} " in row

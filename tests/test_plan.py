@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from msg3d_fast import _library
+from msg3d_fast._library import Sizes
 from msg3d_fast.errors import UserError
 
 DIRECTIONS = ("forward", "backward_input", "backward_parameters")
@@ -24,7 +25,7 @@ LAYERS = {  # (C, V), K, O, window: the default network's layers
 
 def plan(layer: str, N: int = 4, T: int = 100, **options: object) -> dict[str, object]:
     (C, V), K, O, window = LAYERS[layer]  # noqa: E741
-    return _library.plan((N, C, T, V), K, O, *window, **options)
+    return _library.plan(Sizes((N, C, T, V), K, O, *window), **options)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -37,7 +38,7 @@ def test_fewer_operations_win(layer: str) -> None:
 
 
 def test_the_counts_are_the_products() -> None:
-    found = _library.plan((2, 4, 10, 5), 3, 16, 3, 2, 1)
+    found = _library.plan(Sizes((2, 4, 10, 5), 3, 16, 3, 2, 1))
     T_out, nodes, outputs = 5, 15, -(-16 // found["panel_width"]) * found["panel_width"]
     assert found["project_first_macs"] == 2 * outputs * (10 * 5 * 3 * 4 + T_out * 3 * nodes * nodes)
     assert found["aggregate_first_macs"] == 2 * T_out * nodes * 3 * 4 * (nodes + outputs)
@@ -82,9 +83,9 @@ def test_an_unknown_instruction_set() -> None:
 
 def test_sizes_that_are_no_problem() -> None:
     with pytest.raises(RuntimeError, match="plan: sizes of no valid problem"):
-        _library.plan((1, 3, 1, 5), 2, 8, 2)
+        _library.plan(Sizes((1, 3, 1, 5), 2, 8, 2))
     with pytest.raises(RuntimeError, match="plan: pass is sideways; expected forward, backward_input or backward_p"):
-        _library.plan((1, 3, 8, 5), 2, 8, direction="sideways")
+        _library.plan(Sizes((1, 3, 8, 5), 2, 8), direction="sideways")
 
 
 def in_a_new_process(environment: dict[str, str]) -> dict[str, object]:
