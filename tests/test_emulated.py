@@ -36,6 +36,7 @@ VALUES = [
     for name, dtype in TYPES.items()
     if problem.name not in LARGE or name in ("f32", "bf16")
 ]
+GOLDEN = [case for case in CASES if "mstcn" not in case.id]  # an MSTCN runs none of the kernels outside `fuse`
 raw = None
 
 
@@ -179,7 +180,7 @@ def test_autocast_keeps_its_type(dtype: torch.dtype) -> None:
 # ---- blocks and networks
 
 
-@pytest.mark.parametrize(("path", "mode"), CASES)
+@pytest.mark.parametrize(("path", "mode"), GOLDEN)
 def test_golden_float64(path, mode: str) -> None:
     found, scale = golden_files.results(path, mode, "emulated", torch.float64), scales(path, mode)
     for key, exact in golden_files.expected(path, mode).items():
@@ -188,7 +189,7 @@ def test_golden_float64(path, mode: str) -> None:
         assert (deviation <= allowed).all(), f"{key}: off by {deviation.max():.2e}"
 
 
-@pytest.mark.parametrize(("path", "mode"), CASES)
+@pytest.mark.parametrize(("path", "mode"), GOLDEN)
 def test_golden_float32_is_as_good_as_eager(path, mode: str) -> None:
     for group, found in groups(golden_files.results(path, mode, "emulated", torch.float32), path, mode).items():
         assert_as_good_as_eager(found, eager_error(path, mode)[group], group)
