@@ -8,6 +8,8 @@ from networks import build, clips
 from problems import PROBLEMS, Problem, reference_answer
 from test_emulated import TENSOR_CORES, TYPES
 from test_fused_gpu import SHORT
+from test_tf32 import PROBLEMS as TF32
+from test_tf32 import UNIT
 from tolerance import FLOOR, error
 
 from msg3d_fast import Recognizer, fuse, ops
@@ -41,6 +43,14 @@ def test_values_and_gradients(problem: Problem, dtype: torch.dtype) -> None:
     for name, tensor in zip(eager, found, strict=True):
         ours, theirs = error(tensor.cpu(), exact[name]), error(eager[name], exact[name])
         assert ours <= 2 * theirs + floor, f"{name}: error {ours:.2e}, eager's own {theirs:.2e}"
+
+
+@pytest.mark.parametrize("problem", [*TF32, *NETWORK], ids=lambda problem: problem.name)
+def test_tf32_where_torch_allows_it(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    y = ops.ms_g3d(*on_gpu(problem, torch.float32).values(), *problem.window)
+    exact = reference_answer(problem, torch.float64)["y"]
+    assert error(y.cpu(), exact) <= 3 * UNIT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
