@@ -4,7 +4,8 @@ import copy
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -218,7 +219,7 @@ def self_test(
     Args:
         backend: "native", or "emulated" with device "cpu".
         device: where to compute.
-        cases: graph convolutions (C, O, V, T, K, window), forwards and backwards in every type.
+        cases: graph convolutions (C, O, V, T, K, window), forwards and backwards in every type, and in tf32.
         network: arguments of the `Recognizer` that is fused and held to eager; None: the default one.
         frames: of its clip.
         seconds: after so many no further check is begun.
@@ -227,12 +228,14 @@ def self_test(
     began, done = time.monotonic(), 0
     checks = [
         *(partial(_check_operator, backend, device, case, dtype) for dtype in SELF_TEST_TYPES for case in cases),
+        *(partial(_check_operator, backend, device, case, torch.float32, tf32=True) for case in cases),
         *(partial(_check_network, backend, device, network or {}, frames, dtype) for dtype in SELF_TEST_TYPES),
     ]
     for check in sorted(checks, key=lambda check: check.func is not _check_network):  # the networks first
         if time.monotonic() - began >= seconds:
             break
-        fault = check()
+        with _tf32_allowed(check.keywords.get("tf32", False)):
+            fault = check()
         if fault:
             return f"FAILED: {fault}; please report it"
         done += 1
@@ -242,7 +245,21 @@ def self_test(
 SELF_TEST_TYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
-def _check_operator(backend: str, device: str, case: tuple, dtype: torch.dtype) -> str | None:
+@contextmanager
+def _tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Whatever the process allows: cuDNN takes tf32 by default, cuBLAS in some containers."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = allowed
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
+
+
+def _check_operator(backend: str, device: str, case: tuple, dtype: torch.dtype, tf32: bool = False) -> str | None:
     C, O, V, T, K, window = case  # noqa: E741
     nodes = window[0] * V
     shapes = (2, C, T, V), (K, nodes, nodes), (O, K, C), (O,)
@@ -253,8 +270,8 @@ def _check_operator(backend: str, device: str, case: tuple, dtype: torch.dtype) 
     found = _answer(backend, [tensor.to(device) for tensor in inputs], window)
     for name, ours, theirs, right in zip(("y", "x", "A", "weight", "bias"), found, eager, expected, strict=True):
         off, rounding = _error(ours, right), _error(theirs, right)
-        if not off <= 2 * rounding + 4 * torch.finfo(dtype).eps:
-            return f"{name} of C {C}, O {O}, {window}, {_type(dtype)} is off by {off:.1e}"
+        if not off <= 2 * rounding + 4 * (2.0**-10 if tf32 else torch.finfo(dtype).eps):
+            return f"{name} of C {C}, O {O}, {window}, {'tf32' if tf32 else _type(dtype)} is off by {off:.1e}"
     return None
 
 

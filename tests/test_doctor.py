@@ -52,7 +52,7 @@ def test_a_forced_plan_is_marked() -> None:
 def test_self_test_on_the_emulator() -> None:
     emulated.build()
     assert doctor.self_test("emulated", "cpu", TINY, NETWORK, frames=3, seconds=600).startswith(
-        "passed, 9 of 9 checks in "
+        "passed, 11 of 11 checks in "
     )
 
 
@@ -71,4 +71,4 @@ def test_self_test_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_self_test_ends_in_time() -> None:
-    assert doctor.self_test("emulated", "cpu", TINY, NETWORK, frames=3, seconds=0) == "passed, 0 of 9 checks in 0 s"
+    assert doctor.self_test("emulated", "cpu", TINY, NETWORK, frames=3, seconds=0) == "passed, 0 of 11 checks in 0 s"
