@@ -1,5 +1,7 @@
 #include "paired_windows.h"
 
+#include "vector.h"
+
 namespace msg3d::folded {
 
 namespace {
@@ -47,16 +49,18 @@ void pair_of_five(const Pair<T>& pair, T* y) {
   const int64_t frame = pair.frame, nodes = pair.nodes, scratch_panel = pair.scratch_panel;
   T *const sums = pair.scratch, *const p = sums + 6 * frame, *const q = p + nodes * kPanel;
   pair.each_panel([&](const T* z, T* sums) {
-    for (int64_t i = 0; i < frame; ++i) {
-      const auto even = [&](int64_t j) { return z[i + 2 * j * frame]; };
-      const auto odd = [&](int64_t j) { return z[i + (2 * j + 1) * frame]; };
-      const T e1 = even(1), e2 = even(2), o1 = odd(1);
-      sums[i] = e1 + e2;
-      sums[i + frame] = e2 - e1;
-      sums[i + 2 * frame] = even(0) - e2;
-      sums[i + 3 * frame] = odd(0) - o1;
-      sums[i + 4 * frame] = odd(2) - o1;
-      sums[i + 5 * frame] = even(3) - e1;
+    using Lanes = Vector<T>;
+    for (int64_t i = 0; i < frame; i += Lanes::kLanes) {  // too many streams for a compiler to see that they lie apart
+      const auto even = [&](int64_t j) { return Lanes::load(z + i + 2 * j * frame); };
+      const auto odd = [&](int64_t j) { return Lanes::load(z + i + (2 * j + 1) * frame); };
+      const auto put = [&](int64_t j, typename Lanes::type value) { Lanes::store(sums + i + j * frame, value); };
+      const typename Lanes::type e1 = even(1), e2 = even(2), o1 = odd(1);
+      put(0, e1 + e2);
+      put(1, e2 - e1);
+      put(2, even(0) - e2);
+      put(3, odd(0) - o1);
+      put(4, odd(2) - o1);
+      put(5, even(3) - e1);
     }
   });
   const Segment<T> p_segments[] = {pair.shared(0, sums, scratch_panel),

@@ -1,7 +1,8 @@
 #include "temporal_unit.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "vector.h"
 
 namespace msg3d::folded {
 namespace {
@@ -18,25 +19,13 @@ int64_t branch_size(const TemporalUnit<T>& unit, int64_t joints, int64_t frames)
   return (frames + 2 * unit.padding()) * joints * unit.slot;
 }
 
-// 16 bytes: what every machine has. Compilers do not find the vectors in a maximum that respects NaN.
-template <typename T>
-struct Vector {
-  typedef T type __attribute__((vector_size(16)));
-  static constexpr int64_t kLanes = 16 / sizeof(T);
-
-  static type load(const T* p) {
-    type value;
-    std::memcpy(&value, p, sizeof(value));
-    return value;
-  }
-};
-
 // y[t] = scale * max(h[t*stride - 1], h[t*stride], h[t*stride + 1]) + shift, to which an identity residual adds x[t]; h
 // is that of the fifth branch.
 template <typename T>
 void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, int64_t begin, int64_t end, T* y) {
   using V = typename Vector<T>::type;
   constexpr auto load = &Vector<T>::load;
+  // Compilers do not find the vectors in a maximum that respects NaN.
   const auto larger = [](V a, V b) { return (a > b) | (a != a) ? a : b; };  // or the one that is not a number
   const int64_t first = kDilations * unit.slot, frame = joints * unit.slot;
   for (int64_t row = begin * joints; row < end * joints; ++row) {
@@ -50,7 +39,7 @@ void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, i
         value += load(add + c);
         if (unit.relu) value = larger(value, V{});
       }
-      std::memcpy(out + c, &value, sizeof(value));
+      Vector<T>::store(out + c, value);
     }
   }
 }
