@@ -57,7 +57,8 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
   m.def("ms_g3d_set_cuda_plan(str name) -> ()");
   m.def("device_limits(int index) -> str");
   m.def(
-      "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent)"
+      "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent,"
+      " Tensor? absent=None)"
       " -> (Tensor features, Tensor present)");
 
   m.def(

@@ -110,6 +110,11 @@ def test_absent_persons(absent: list[tuple[int, int]]) -> None:
     )
     assert [divmod(i, 2) for i in range(6) if not present[i]] == sorted(absent)
     assert not features[~present].any()
+    known = torch.arange(2 * features.shape[1], dtype=torch.float64).view(2, -1)
+    filled, _ = torch.ops.msg3d_fast.folded_features(
+        x, fused.sizes, fused.weights, fused.fc_weight.shape[1], True, known
+    )
+    assert torch.equal(filled, torch.where(present[:, None], features, known.repeat(3, 1)))
 
 
 def test_absent_in_some_frames_is_present() -> None:
@@ -259,6 +264,8 @@ def test_sizes_and_weights_must_belong_together() -> None:
             torch.ops.msg3d_fast.folded_features(x, sizes, weights, width, True)
     with pytest.raises(RuntimeError, match="num_features must be"):
         torch.ops.msg3d_fast.folded_features(x, fused.sizes, fused.weights, width + 16, True)
+    with pytest.raises(RuntimeError, match="absent must be contiguous float64"):
+        torch.ops.msg3d_fast.folded_features(x, fused.sizes, fused.weights, width, True, torch.zeros(2, width))
 
 
 def test_fake_kernel() -> None:

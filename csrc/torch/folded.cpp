@@ -86,7 +86,7 @@ ArenaPool& arenas() {
 
 template <typename T>
 std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, const Tensor& weights,
-                                       int64_t num_features, bool skip_absent, const Pool& pool) {
+                                       int64_t num_features, bool skip_absent, const double* absent, const Pool& pool) {
   folded::Network<T> network;
   STD_TORCH_CHECK(
       network.read(sizes.const_data_ptr<int64_t>(), sizes.numel(), weights.const_data_ptr<T>(), weights.numel()),
@@ -108,8 +108,10 @@ std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, con
     is_present[i] = !skip_absent || std::any_of(clip, clip + person_size, [](T value) { return value != 0; });
     if (is_present[i]) {
       persons.push_back({clip, i % M, features});
+    } else if (absent) {
+      std::copy_n(absent + i % M * width, width, features);
     } else {
-      std::fill(features, features + width, 0.0);
+      std::fill_n(features, width, 0.0);
     }
   }
   if (!persons.empty()) {
@@ -124,12 +126,17 @@ std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, con
 }  // namespace
 
 std::tuple<Tensor, Tensor> folded_features(const Tensor& clips, const Tensor& sizes, const Tensor& weights,
-                                           int64_t num_features, bool skip_absent) {
+                                           int64_t num_features, bool skip_absent,
+                                           const std::optional<Tensor>& absent) {
   STD_TORCH_CHECK(clips.dim() == 5, "folded_features: x must be (clips, persons, frames, joints, channels), found ",
                   clips.dim(), " dimensions");
   STD_TORCH_CHECK(clips.scalar_type() == weights.scalar_type(), "folded_features: x and weights must have one dtype");
   STD_TORCH_CHECK(sizes.scalar_type() == ScalarType::Long && sizes.is_contiguous() && weights.is_contiguous(),
                   "folded_features: sizes must be int64, sizes and weights contiguous");
+  STD_TORCH_CHECK(!absent || (absent->scalar_type() == ScalarType::Double && absent->is_contiguous() &&
+                              absent->numel() == clips.size(1) * num_features),
+                  "folded_features: absent must be contiguous float64, (persons, ", num_features, ")");
+  const double* const of_absent = absent ? absent->const_data_ptr<double>() : nullptr;
   const Tensor x = torch::stable::contiguous(clips);
   const Pool pool{static_cast<int>(torch::stable::get_num_threads()),
                   [](int workers, void (*body)(void*, int), void* context) {
@@ -138,9 +145,9 @@ std::tuple<Tensor, Tensor> folded_features(const Tensor& clips, const Tensor& si
                     });
                   }};
   if (x.scalar_type() == ScalarType::Float)
-    return features_of<float>(x, sizes, weights, num_features, skip_absent, pool);
+    return features_of<float>(x, sizes, weights, num_features, skip_absent, of_absent, pool);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double, "folded_features: x must be float32 or float64");
-  return features_of<double>(x, sizes, weights, num_features, skip_absent, pool);
+  return features_of<double>(x, sizes, weights, num_features, skip_absent, of_absent, pool);
 }
 
 }  // namespace msg3d::binding
