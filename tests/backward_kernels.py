@@ -11,7 +11,13 @@ from msg3d_fast import reference
 
 FOLDER = "csrc/kernels/ms_g3d/cuda/backward"
 SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in ("backward", "grad_x", "grad_weight", "grad_A"))
-FORWARD = ("forward", "frames", "windows", "few_channels")  # of which grad_x without windows makes use
+FORWARD = (
+    "forward",
+    "frames",
+    "windows",
+    "few_channels",
+    "few_channels_collapse",
+)  # of which grad_x without windows makes use
 SOURCES += tuple(f"csrc/kernels/ms_g3d/cuda/forward/{name}.cu" for name in FORWARD)
 LAUNCHERS = "tests/emulator/launch_backward.cpp"
 # What backward_plan of the launchers tells, in its order.

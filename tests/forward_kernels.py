@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from msg3d_fast import reference
 
 FOLDER = "csrc/kernels/ms_g3d/cuda/forward"
-SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in ("forward", "frames", "windows", "few_channels"))
+NAMES = ("forward", "frames", "windows", "few_channels", "few_channels_collapse")
+SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in NAMES)
 LAUNCHERS = "tests/emulator/launch_forward.cpp"
 FIELDS = [
     *("kernel", "tile", "warps", "groups", "parts", "windows", "slots", "frame_step", "weight_steps", "channel_steps"),

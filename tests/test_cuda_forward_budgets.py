@@ -39,7 +39,7 @@ COLLAPSED_192 = [
     for window in (3, 5)
 ]
 COLLAPSED_FIRST = [
-    Shape(f"collapsed_first_{V}_{window}", 1, 3, 32, V, 6, 96, (window, 1, 1), 96)
+    Shape(f"collapsed_first_{V}_{window}", 1, 3, 60, V, 6, 96, (window, 1, 1), 96)
     for V in (17, 25)
     for window in (3, 5)
 ]
@@ -68,7 +68,7 @@ class Costs:
 @cache
 def kernels_of(kernel: str, tile: int, arch: str = "80") -> emulator.Kernels:
     """Compiled without all other kernels and tiles."""
-    one = f"{kernel}_kernel.*bf16" + ("" if kernel == "few_channels" else f"ELi{tile}E")
+    one = f"{kernel}(_collapse)?_kernel.*bf16" + ("" if kernel == "few_channels" else f"ELi{tile}E")
     return emulator.build(*forward.SOURCES, forward.LAUNCHERS, arch=arch, entries=f"pack_kernel.*bf16|{one}")
 
 
@@ -99,9 +99,6 @@ def costs(shape: Shape) -> Costs:
     )
 
 
-# Layers that miss a budget on an A100, narrowly: 1.27 times in the intervals both, the second 1.04 in shared memory.
-MISSES = {"17_joints_192_channels_3_1", "25_joints_192_channels_5_2"}
-MISSED = pytest.mark.xfail(strict=True, reason="intervals 1.27 of 1.25, shared memory up to 1.04 of 1")
 # Compiling what nvcc made of every tile takes a minute: the default suite has a layer of MS-GCN and one of MS-G3D.
 CORE = {
     "17_joints_96_channels_1_1",
@@ -109,12 +106,7 @@ CORE = {
     "17_joints_96_channels_3_1",
     "25_joints_96_channels_3_1",
 }
-JUDGED = [
-    pytest.param(
-        shape, marks=[*([MISSED] if shape.name in MISSES else []), *([] if shape.name in CORE else [pytest.mark.slow])]
-    )
-    for shape in LAYERS
-]
+JUDGED = [pytest.param(shape, marks=[] if shape.name in CORE else [pytest.mark.slow]) for shape in LAYERS]
 
 
 @pytest.mark.parametrize("shape", JUDGED, ids=lambda shape: shape.name)
@@ -172,21 +164,12 @@ def test_collapse_of_192_channels(shape: Shape) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", COLLAPSED_FIRST, ids=lambda shape: shape.name)
-def test_collapse_of_the_first_stage_reads_little(shape: Shape) -> None:
+def test_collapse_of_the_first_stage(shape: Shape) -> None:
+    """Products bind it: the collapse makes many of them."""
     found = costs(shape)
     assert found.y_written == 1
-    assert found.both <= (1.3 if shape.window[0] == 3 else 1.55)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "shape",
-    missed(COLLAPSED_FIRST, "shared memory 1.16 to 1.41 of 1, second-level cache up to 1.13 of 0.5"),
-    ids=lambda shape: shape.name,
-)
-def test_collapse_of_the_first_stage_is_bound_by_products(shape: Shape) -> None:
-    found = costs(shape)
-    assert found.shared <= 1.05
+    assert found.both <= 1.2
+    assert found.shared <= 1
     assert found.intervals <= 1.25
     assert found.level2 <= 0.5
 
@@ -209,7 +192,7 @@ def test_no_kernel_spills(source: str, arch: str, tmp_path: Path) -> None:
     assert len(found) >= 2
     for name, needs in found.items():
         assert (needs.stack, needs.spilt) == (0, 0), name
-        assert needs.registers <= (128 if "few_channels" in name else 255), name
+        assert needs.registers <= (128 if "few_channels_kernel" in name else 255), name
 
 
 @pytest.mark.parametrize("source", forward.SOURCES[1:], ids=lambda source: Path(source).stem)

@@ -9,7 +9,20 @@ import emulator
 import forward_kernels as forward
 import pytest
 from test_cuda_forward import SHAPES
-from test_cuda_forward_bugs import COLLAPSE, FEW, FRAMES, HEADER, PACKING, WINDOWS, Bug, Narrowed, bug, caught, leaks
+from test_cuda_forward_bugs import (
+    AGGREGATION,
+    COLLAPSE,
+    FRAMES,
+    HEADER,
+    PACKING,
+    WHOLE,
+    WINDOWS,
+    Bug,
+    Narrowed,
+    bug,
+    caught,
+    leaks,
+)
 
 BUGS = [
     bug("x not rounded", FRAMES, r"round_in_place<T>\(.*\);", "cp_async_wait<0>();", "frames_17", "values"),
@@ -49,8 +62,17 @@ BUGS = [
         "source * 8 + lane % 4 * 2 + upper", "windows_17_3", "values"),
     bug("weights not rounded", PACKING, r"return to_tf32\(value\(column\)\);", "return float_bits(value(column));",
         "frames_17", "values"),
-    bug("x not rounded", FEW, r"value = from_float<T>\(to_float\(value\)\);", "", "few_windows_17", "values"),
-    bug("too few steps", FEW, r"kStepBytes / sizeof\(T\);", "2 * kStepBytes / sizeof(T);", "few_windows_17", "any"),
+    bug("x not rounded", AGGREGATION, r"value = from_float<T>\(to_float\(value\)\);", "", "few_windows_17", "values"),
+    bug("too few steps", AGGREGATION, r"kStepBytes / sizeof\(T\);\n  const int steps",
+        "2 * kStepBytes / sizeof(T);\n  const int steps", "few_windows_17", "any"),
+    bug("y not rounded", WHOLE, r"y\[n\]\[m\]\[0\] = to_tf32\(low0\)", "y[n][m][0] = float_bits(low0)", "collapse_few",
+        "values"),
+    bug("columns of y in another order", WHOLE, r"to_tf32\(high0\);", "to_tf32(low1);", "collapse_few", "values"),
+    bug("wrong place of two channels", WHOLE, r"store_vector\(to, Bits64", "store_vector(to + 2, Bits64",
+        "collapse_few_17", "any"),
+    bug("weights of the collapse in the order of 16-bit types", PACKING,
+        r"step \* 8 \+ lane % 4 \* 2 \+ part % 2, slot",
+        "step * 8 + lane % 4 + part % 2 * 4, slot", "collapse_few", "values"),
     bug("y not rounded", COLLAPSE, r"Bits64\{simt::to_tf32\(v00\)", "Bits64{simt::float_bits(v00)", "collapse_48",
         "values"),
     bug("a step too few", COLLAPSE, r"kGroup \* sizeof\(T\) / kStepBytes", "kGroup * 2 / kStepBytes", "collapse_48",

@@ -15,97 +15,9 @@
 
 #include "../../chunks.h"
 #include "../problem.h"
+#include "tiles.h"
 
 namespace msg3d::ms_g3d::cuda {
-
-// kTf32: float32 whose products may take ten bits of a mantissa.
-enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16, kTf32 };
-
-struct Device {
-  int arch;             // 80, 90, ...: compute capability times ten
-  int multiprocessors;  // SMs
-  int shared_bytes;     // that one block may ask for: 99, 163 or 227 KB
-};
-
-enum class Kernel { kPlain, kFrames, kWindows, kFewChannels };
-
-constexpr int kGroup = 48;            // output channels of a warp: three m16 tiles
-constexpr int kColumnStep = 24;       // output channels of a projection unit of the windows kernel
-constexpr int kFewColumns = 24;       // windows times channels of the kernel for few input channels
-constexpr int kMostWarps = 8;         // of a block: leaves 255 registers to a thread
-constexpr int kStepBytes = 32;        // of a row, that one product sums over: 16 values of 16 bits, 8 of tf32
-constexpr int kFragmentBytes = 128;   // one register of a warp: an 8 x 8 matrix of 16-bit values
-constexpr int kSharedReserve = 1024;  // what the system takes of an SM's shared memory for each block
-
-// Frames of one warp, packed without padding between them: V joints from v_least to v_most in row_tiles * 8 rows, each
-// frame in joint_tiles * 8 joints. csrc/kernels/ms_g3d/cuda/frames.cu instantiates them.
-struct FramePack {
-  const char* name;
-  int frames, v_least, v_most, joint_tiles, row_tiles;
-};
-constexpr FramePack kFramePacks[] = {
-    {"3 frames of 17", 3, 17, 18, 3, 7}, {"2 frames of 25", 2, 25, 28, 4, 7}, {"1 frame of 16", 1, 1, 16, 2, 2},
-    {"1 frame of 24", 1, 17, 24, 3, 3},  {"1 frame of 32", 1, 17, 32, 4, 4},  {"1 frame of 48", 1, 33, 48, 6, 6},
-    {"1 frame of 64", 1, 49, 64, 8, 8},
-};
-
-// Destination nodes of one warp in tiles of eight, its windows, and whether it has registers left for projection units
-// of 48 channels instead of 24. windows.cu instantiates them.
-struct WindowTile {
-  const char* name;
-  int node_tiles, windows;
-  bool wide_units;
-};
-constexpr WindowTile kWindowTiles[] = {
-    {"56 nodes", 7, 1, true},  {"56 nodes, 2 windows", 7, 2, false},
-    {"64 nodes", 8, 1, true},  {"80 nodes", 10, 1, true},
-    {"88 nodes", 11, 1, true}, {"128 nodes", 16, 1, false},
-};
-
-struct ForwardPlan {
-  Kernel kernel;
-  std::string refused;  // of kPlain: why no tensor-core kernel runs
-  int element_bytes;    // of T
-  int tile;             // index into kFramePacks or kWindowTiles
-  int warps;
-  int groups;            // of 48 output channels that a block computes at once: a slice
-  int parts;             // windows: runs of destination nodes, each a warp's
-  int windows;           // frames or windows of a block
-  int slots;             // windows: frames that a block holds in shared memory
-  int frame_step;        // windows: frames from one slot to the next
-  int channel_steps;     // of kStepBytes of C
-  int weight_steps;      // frames: steps of a weight chunk; windows: projection units of a weight chunk
-  bool wide_units;       // windows: projection units are 48 channels wide
-  int slices;            // of all output channels
-  int slices_per_block;  // that a block computes one after the other while it keeps x
-  int out_channels;      // of the collapse behind it; 0: none
-  int collapse_groups;   // of 48 of them whose weights a block holds at once
-  int64_t blocks;
-
-  // Shared memory: x from its start on, then Z (or H), W, A; the collapse lays y and its weights over what it can.
-  int z_at, weight_at, adjacency_at, y_at, stage_at, shared_bytes;
-  int weight_chunk_bytes;    // frames: a weight chunk; windows: a projection unit's weights
-  int adjacency_part_bytes;  // A_k for one part
-  int64_t weight_bytes, adjacency_bytes, collapse_bytes, workspace_bytes;  // packed once a call
-
-  // Modelled, not measured.
-  int64_t block_clocks, waves;
-  double clocks;  // of all waves: what the plan minimises
-
-  std::string tile_name;
-  bool forced;  // by name
-
-  int slice() const { return groups * kGroup; }
-  // Plans of the same C, O, V, K, window and out_channels with the same number read the same packed weights; 0: none.
-  int64_t layout() const {
-    return kernel == Kernel::kPlain ? 0
-                                    : static_cast<int64_t>(kernel) + 8 * (tile + 64 * (groups + 64 * element_bytes));
-  }
-};
-
-struct Rejected {
-  std::string tile, why;
-};
 
 namespace detail {
 
@@ -130,6 +42,16 @@ struct Interval {
 inline int64_t busiest(int64_t units, int64_t warps) {
   const int64_t rest = units % warps;
   return units / warps * ceil_div(warps, 4) + (rest > 0) + (rest > 4);
+}
+
+// The same of units that have `height` tiles of rows each, but for the last ones, and stand `across` beside each other:
+// in tiles.
+inline int64_t busiest_rows(int64_t tiles, int64_t height, int64_t across, int64_t warps) {
+  int64_t sum[4] = {};
+  for (int64_t unit = 0; unit < ceil_div(tiles, height) * across; ++unit) {
+    sum[unit % warps % 4] += std::min(height, tiles - unit / across * height);
+  }
+  return *std::max_element(sum, sum + 4);
 }
 
 // `clocks` of the block's intervals, the bytes that it reads before them, and all that it moves through the
@@ -157,10 +79,10 @@ inline void cut_channels(ForwardPlan& plan, const Problem& p, int groups, int by
   plan.weight_bytes = plan.slices * p.K * plan.channel_steps * kStepBytes * plan.slice();
 }
 
-// The collapse to `out_channels` behind a plan whose y may go to `y_at` and whose shared memory is free from there on,
-// and before it if `whole`. False if the warps are too few for the windows.
-inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channels, int y_at, bool whole,
-                         int64_t& clocks, int64_t& all_bytes) {
+// The collapse to `out_channels` behind a plan whose y may go to `y_at` and whose shared memory is free from there on.
+// False if the warps are too few for the windows.
+inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channels, int y_at, int64_t& clocks,
+                         int64_t& all_bytes) {
   const int64_t sets = plan.windows * ceil_div(p.V, 32);
   if (sets > plan.warps) return false;
   plan.out_channels = static_cast<int>(out_channels);
@@ -171,9 +93,8 @@ inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channe
   const int64_t stage_bytes = 2 * plan.collapse_groups * group_bytes;
   const int64_t y_bytes = plan.windows * ceil_div(p.nodes(), 8) * 8 * plan.slice() * plan.element_bytes;
   plan.y_at = y_at;
-  plan.stage_at = static_cast<int>(whole && stage_bytes <= y_at ? 0 : y_at + y_bytes);
-  const int64_t end = y_at + y_bytes + (plan.stage_at ? stage_bytes : 0);
-  plan.shared_bytes = static_cast<int>(std::max<int64_t>(plan.shared_bytes, end));
+  plan.stage_at = static_cast<int>(y_at + y_bytes);
+  plan.shared_bytes = static_cast<int>(std::max<int64_t>(plan.shared_bytes, plan.stage_at + stage_bytes));
   const int64_t passes = ceil_div(out_groups, plan.collapse_groups);
   const int64_t busy = sets * plan.collapse_groups;
   const int64_t tiles = 3 * ceil_div(std::min<int64_t>(p.V, 32), 8);
@@ -213,10 +134,26 @@ inline ForwardPlan frames_plan(const Problem& p, const Device& device, int bytes
   return plan;
 }
 
+// How the windows kernel cuts projection: units of 24 or 48 channels and 16 rows times `tiles`, weights whole or in
+// about so many chunks.
+struct Cut {
+  const char* name;
+  bool wide;
+  int tiles, chunks;
+};
+constexpr Cut kCuts[] = {
+    {"", false, 2, 1},
+    {", wide units", true, 2, 1},
+    {", wide units of 48 rows", true, 3, 1},
+    {", streamed, wide units", true, 2, 3},
+    {", streamed, wide units of 48 rows", true, 3, 3},
+};
+
 // False if no such tile exists.
 inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int bytes, int tile, int groups,
-                         int windows, bool stream_weight, bool wide_units, bool keep_x, int64_t out_channels) {
+                         int windows, const Cut& cut, bool keep_x, int64_t out_channels) {
   const WindowTile& shape = kWindowTiles[tile];
+  if (bytes == 4 && shape.node_tiles == 16) return false;  // no register is left for the addresses of its operands
   plan = {};
   plan.kernel = Kernel::kWindows, plan.tile = tile;
   cut_channels(plan, p, groups, bytes);
@@ -224,39 +161,50 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   const int64_t node_tiles = ceil_div(p.nodes(), 8);
   plan.parts = static_cast<int>(ceil_div(node_tiles, shape.node_tiles));
   plan.warps = groups * plan.parts * (windows / shape.windows);
-  if (plan.warps > kMostWarps) return false;
+  if (plan.warps > kMostWarps || (cut.wide && cut.tiles > shape.wide_tiles)) return false;
   plan.frame_step = static_cast<int>(windows > 1 ? std::gcd(p.stride, p.dilation) : p.dilation);
   plan.slots = static_cast<int>((p.frames_of(windows) - 1) / plan.frame_step + 1);
   const int64_t rows = plan.slots * p.V, k = plan.channel_steps, columns = plan.slice() / kColumnStep;
-  plan.weight_steps = static_cast<int>(stream_weight ? 1 : columns);
+  const int64_t row_tiles = ceil_div(rows, 16), across = cut.wide ? columns / 2 : columns;
+  const int64_t units = ceil_div(row_tiles, cut.tiles) * across, steps = joint_steps(node_tiles, bytes);
+  if (cut.chunks > 1 && (units > plan.warps || cut.chunks > k)) return false;
+  plan.wide_units = cut.wide, plan.unit_tiles = cut.tiles;
   plan.slices_per_block = keep_x ? plan.slices : 1;
   plan.adjacency_part_bytes = static_cast<int>(node_tiles * shape.node_tiles * kFragmentBytes * bytes / 2);
-  const int64_t a_bytes = plan.parts * plan.adjacency_part_bytes;
-  plan.adjacency_bytes = p.K * a_bytes;
-  plan.weight_chunk_bytes = static_cast<int>(k * kColumnStep * kStepBytes);
+  plan.adjacency_bytes = p.K * plan.parts * plan.adjacency_part_bytes;
+  plan.weight_steps = static_cast<int>(ceil_div(k, cut.chunks)), plan.adjacency_steps = static_cast<int>(steps);
+  plan.weight_chunk_bytes = static_cast<int>(plan.weight_steps * kColumnStep * kStepBytes);
+  int64_t buffer = columns * plan.weight_chunk_bytes;
+  const int64_t step_bytes = shape.node_tiles * 2 * kFragmentBytes;
+  if (cut.chunks > 1) {
+    plan.adjacency_steps = static_cast<int>(std::clamp<int64_t>(buffer / (plan.parts * step_bytes), 1, steps));
+  }
+  plan.adjacency_chunk_bytes =
+      static_cast<int>(std::min<int64_t>(plan.adjacency_part_bytes, plan.adjacency_steps * step_bytes));
   plan.z_at = static_cast<int>(rows * k * kStepBytes);
   plan.weight_at = static_cast<int>(plan.z_at + rows * plan.slice() * bytes);
-  plan.adjacency_at = static_cast<int>(plan.weight_at + (stream_weight ? 2 : columns) * plan.weight_chunk_bytes);
-  plan.shared_bytes = static_cast<int>(plan.adjacency_at + a_bytes);
+  // In chunks, either buffer holds chunks of W as well as of A.
+  const int64_t a_buffer = plan.parts * plan.adjacency_chunk_bytes;
+  if (cut.chunks > 1) buffer = std::max(buffer, a_buffer);
+  plan.adjacency_at = static_cast<int>(plan.weight_at + buffer);
+  plan.shared_bytes = static_cast<int>(plan.adjacency_at + (cut.chunks > 1 ? buffer : a_buffer));
   plan.blocks = p.N * ceil_div(p.windows(), windows) * (plan.slices / plan.slices_per_block);
-  // Phase 1: units of 32 rows x 24 or 48 channels. Phase 2: a warp's windows.
-  plan.wide_units = wide_units;
-  const int64_t wide = wide_units ? 2 : 1, chunks = columns / plan.weight_steps;
-  const int64_t units = ceil_div(rows, 32) * plan.weight_steps / wide;
-  const int64_t weight_bytes = columns * plan.weight_chunk_bytes;
+  // Phase 1: units. Phase 2: a warp's windows.
+  const int64_t a_bytes = plan.parts * plan.adjacency_part_bytes, weight_bytes = columns * k * kColumnStep * kStepBytes;
   const Interval project{
-      busiest(units, plan.warps) * 6 * wide * k,
-      units * (8 + 6 * wide) * k + (rows * plan.slice() * bytes / 128 + (a_bytes + weight_bytes) / 128) / chunks};
-  const int64_t steps = joint_steps(node_tiles, bytes), products = 3 * shape.node_tiles * shape.windows * steps;
+      busiest_rows(row_tiles, cut.tiles, across, plan.warps) * (cut.wide ? 6 : 3) * k,
+      (4 * row_tiles * across + units * (cut.wide ? 12 : 6)) * k + rows * plan.slice() * bytes / 128 + a_bytes / 128};
+  const int64_t products = 3 * shape.node_tiles * shape.windows * steps;
   const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * steps;
   const Interval gather{ceil_div(plan.warps, 4) * products, plan.warps * fragments + weight_bytes / 128};
   const int64_t scales = plan.slices_per_block * p.K, x_bytes = rows * p.C * bytes;
-  int64_t clocks = scales * (chunks * project.clocks() + gather.clocks());
+  const int64_t barriers = ceil_div(k, plan.weight_steps) + ceil_div(steps, plan.adjacency_steps);
+  int64_t clocks = scales * (project.clocks() + gather.clocks() + 40 * (barriers - 2));
   int64_t all_bytes = x_bytes + scales * (a_bytes + weight_bytes);
   if (out_channels == 0) {
     all_bytes += windows * p.nodes() * std::min<int64_t>(p.O, plan.slices_per_block * plan.slice()) * bytes;
   } else if (plan.slices_per_block != plan.slices ||
-             !add_collapse(plan, p, out_channels, plan.slices > 1 ? plan.z_at : 0, false, clocks, all_bytes)) {
+             !add_collapse(plan, p, out_channels, plan.slices > 1 ? plan.z_at : 0, clocks, all_bytes)) {
     return false;
   }
   finish(plan, device, clocks, x_bytes, all_bytes);
@@ -269,9 +217,9 @@ inline int64_t few_chunks(const Problem& p, int bytes) {
 }
 
 // Aggregate first, for C <= 8. One slice holds all output channels; `channel_steps` are steps of K*C.
-inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device& device, int bytes, int windows,
-                              int64_t out_channels) {
-  plan = {};
+inline ForwardPlan few_channels_plan(const Problem& p, const Device& device, int bytes, int windows,
+                                     int64_t out_channels) {
+  ForwardPlan plan{};
   plan.kernel = Kernel::kFewChannels, plan.parts = plan.frame_step = plan.slices = plan.slices_per_block = 1;
   plan.warps = kMostWarps, plan.windows = windows, plan.element_bytes = bytes;
   plan.groups = static_cast<int>(ceil_div(p.O, kGroup));
@@ -279,25 +227,39 @@ inline bool few_channels_plan(ForwardPlan& plan, const Problem& p, const Device&
   plan.weight_steps = plan.channel_steps;
   plan.weight_bytes = plan.channel_steps * kStepBytes * plan.slice();
   const int64_t steps = ceil_div(p.nodes() * bytes, kStepBytes), row_tiles = ceil_div(p.nodes() * p.K, 16);
-  const int64_t rows = windows * p.nodes(), chunks = few_chunks(p, bytes);
+  const int64_t rows = windows * p.nodes(), chunks = few_chunks(p, bytes), h_steps = ceil_div(chunks, 2);
   plan.adjacency_bytes = row_tiles * steps * 512;
-  plan.z_at = static_cast<int>(kFewColumns * steps * 32);
+  const int64_t columns = out_channels > 0 ? ceil_div(windows * p.C, 16) * 16 : kFewColumns;
+  plan.z_at = static_cast<int>(columns * steps * kStepBytes);
   plan.weight_at = static_cast<int>(plan.z_at + rows * chunks * 16);
   plan.shared_bytes = static_cast<int>(plan.weight_at + plan.weight_bytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows);
-  const Interval aggregate{busiest(row_tiles, kMostWarps) * steps * 3,
-                           row_tiles * (steps * 6 + 24) + rows * chunks / 8};
-  const Interval project{busiest(ceil_div(rows, 32) * plan.groups, kMostWarps) * 12 * ceil_div(chunks, 2),
-                         ceil_div(rows, 32) * plan.groups * 20 * ceil_div(chunks, 2)};
-  int64_t clocks = aggregate.clocks() + project.clocks(), all_bytes = plan.adjacency_bytes + plan.weight_bytes;
+  const int64_t height = out_channels > 0 ? 2 : 1;  // m16 tiles that a warp aggregates at once
+  const Interval aggregate{busiest(ceil_div(row_tiles, height), kMostWarps) * height * steps * columns / 8,
+                           ceil_div(row_tiles, height) * steps * columns / 4 + row_tiles * columns + rows * chunks / 8};
+  int64_t clocks = aggregate.clocks(), all_bytes = plan.adjacency_bytes + plan.weight_bytes;
   if (out_channels == 0) {
+    const int64_t units = ceil_div(rows, 32) * plan.groups;
     all_bytes += rows * p.O * bytes;
+    clocks += Interval{busiest(units, kMostWarps) * 12 * h_steps, units * 20 * h_steps}.clocks();
     clocks += rows * p.O * bytes / 12;  // to memory, which takes longer than both products
-  } else if (!add_collapse(plan, p, out_channels, plan.shared_bytes, true, clocks, all_bytes)) {
-    return false;
+  } else {
+    const int64_t passes = ceil_div(out_channels, kFewOutputs), item_bytes = plan.slice() * kFewOutputs * bytes;
+    plan.out_channels = static_cast<int>(out_channels);
+    plan.collapse_bytes = passes * p.window * item_bytes;
+    plan.y_at = plan.shared_bytes;
+    plan.stage_at = plan.y_at + plan.slice() * bytes;
+    plan.shared_bytes = static_cast<int>(plan.stage_at + 2 * item_bytes);
+    const int64_t tiles = ceil_div(windows * p.V, 16), warps = std::min<int64_t>(tiles, kMostWarps);
+    const int64_t products = plan.groups * (6 * h_steps + 18 * bytes);
+    const int64_t fragments = plan.groups * (12 * h_steps + 6 + 36 * bytes);
+    const Interval slot{busiest(tiles, kMostWarps) * products,
+                        warps * fragments + tiles * plan.groups * 4 * h_steps + item_bytes / 128};
+    clocks += passes * p.window * slot.clocks();
+    all_bytes += plan.collapse_bytes + windows * p.V * out_channels * bytes;
   }
   finish(plan, device, clocks, plan.adjacency_bytes / 4, all_bytes);
-  return true;
+  return plan;
 }
 
 inline ForwardPlan plain(const std::string& why) {
@@ -366,10 +328,12 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int bytes, in
   const int all_groups = static_cast<int>(ceil_div(p.O, kGroup));
   const auto too_wide = [&](int groups) { return groups > 1 && groups >= 2 * all_groups; };
   if (p.C <= 8) {
-    for (int windows = static_cast<int>(kFewColumns / p.C); windows > 0; windows /= 2) {
-      if (few_channels_plan(plan, p, device, bytes, windows, out_channels)) {
-        choice.consider(plan, "few channels, " + std::to_string(windows) + " windows a block");
-      }
+    // With the collapse, a warp has at most two m16 tiles of rows.
+    const int64_t most =
+        out_channels > 0 ? std::min(kCollapseColumns / p.C, 2 * kMostWarps * 16 / p.V) : kFewColumns / p.C;
+    for (int windows = static_cast<int>(most); windows > 0; windows = out_channels > 0 ? windows - 1 : windows / 2) {
+      choice.consider(few_channels_plan(p, device, bytes, windows, out_channels),
+                      "few channels, " + std::to_string(windows) + " windows a block");
     }
   } else if (p.window == 1 && p.stride == 1 && out_channels == 0) {
     for (int tile = 0; tile < static_cast<int>(std::size(kFramePacks)); ++tile) {
@@ -395,18 +359,14 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int bytes, in
       for (int groups : {4, 2, 1}) {
         if (groups < least_groups && choice.found()) continue;
         for (int windows : {1, 2, 3, 4, 8}) {
-          for (int way = 0; way < 6; ++way) {
-            const bool stream = way % 3 == 1, wide = way % 3 == 2, keep = way / 3;
-            if (wide && !shape.wide_units) continue;
-            if (too_wide(groups) || windows % shape.windows != 0) continue;
-            if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
-            if (!windows_plan(plan, p, device, bytes, tile, groups, windows, stream, wide, keep, out_channels))
-              continue;
-            choice.consider(plan, tile_name(shape.name, groups, windows, "windows",
-                                            std::string(stream ? ", weights streamed"
-                                                        : wide ? ", wide units"
-                                                               : "") +
-                                                (keep ? ", slices in turn" : "")));
+          for (const Cut& cut : kCuts) {
+            for (const bool keep : {false, true}) {
+              if (too_wide(groups) || windows % shape.windows != 0) continue;
+              if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
+              if (!windows_plan(plan, p, device, bytes, tile, groups, windows, cut, keep, out_channels)) continue;
+              choice.consider(plan, tile_name(shape.name, groups, windows, "windows",
+                                              cut.name + std::string(keep ? ", slices in turn" : "")));
+            }
           }
         }
       }

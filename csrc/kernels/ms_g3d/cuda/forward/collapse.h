@@ -1,4 +1,4 @@
-// The collapse of a window for inference, behind either kernel of windows:
+// The collapse of a window for inference, behind the windows kernel:
 //
 //     out^T[o2, v] (+)= sum_w sum_o collapse_weight[o2,o,w] relu(y[(w,v), o] + bias[o])
 //
@@ -92,7 +92,13 @@ SIMT_DEVICE void collapse(const ForwardCall& call, int slice, int64_t first_wind
     for (int step = 0; step < steps; ++step, weight += 96) {
       uint32_t b[2][4];
       ldmatrix_x4(b[0], shared + y_at + y_rows.offset(r0, 2 * step + bit));
-      ldmatrix_x4(b[1], shared + y_at + y_rows.offset(r1, 2 * step + bit));
+      if (first_joint + 24 < call.V) {
+        ldmatrix_x4(b[1], shared + y_at + y_rows.offset(r1, 2 * step + bit));
+      } else {  // three tiles of joints at the most
+        uint32_t third[2];
+        ldmatrix_x2(third, shared + y_at + y_rows.offset(r1, 2 * step + bit));
+        b[1][0] = third[0], b[1][1] = third[1], b[1][2] = b[1][3] = 0;
+      }
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
         const Bits128 words = load_vector<Bits128>(weight + i * 32);

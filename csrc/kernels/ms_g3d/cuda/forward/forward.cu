@@ -35,6 +35,12 @@ struct Place {
 
 SIMT_DEVICE Place weight_place(const PackCall& call, int64_t word) {
   const int slice_groups = call.groups, per = call.per_word;
+  if (call.few_channels && call.collapse) {  // (step of (k,c), group, pair of n8 tiles, lane, 4): B fragments
+    const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
+    const int pair = static_cast<int>(word / 128 % (slice_groups * 3));
+    const int step = static_cast<int>(word / 128 / (slice_groups * 3));
+    return {pair * 16 + part / 2 * 8 + lane / 4, (step * 8 + lane % 4 + part % 2 * 4) * per, 0};
+  }
   if (call.few_channels) {  // (step of (k,c), group, m16 tile, lane, 4): A fragments
     const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
     const int tile = static_cast<int>(word / 128 % (slice_groups * 3));
@@ -137,7 +143,6 @@ SIMT_DEVICE float weight_value(const PackCall& call, int k, int o, int c) {
   return to_float(load_readonly(static_cast<const T*>(call.weight) + at));
 }
 
-// (slice, slot, group of 48 outputs, step, m16 tile, lane, 4): A fragments, columns the channels of the slice.
 template <typename T>
 SIMT_DEVICE float collapse_value(const PackCall& call, int slot, int out, int o) {
   if (out >= call.out_channels || o >= call.O) return 0.f;
@@ -148,6 +153,17 @@ SIMT_DEVICE float collapse_value(const PackCall& call, int slot, int out, int o)
 SIMT_DEVICE Place collapse_place(const PackCall& call, int64_t word) {
   const int steps = call.groups * 3 * 2 / call.per_word, out_groups = (call.out_channels + kGroup - 1) / kGroup;
   const int slots = call.nodes / call.V, part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
+  if (call.few_channels) {  // (kFewOutputs, slot, step, pair of n8 tiles, lane, 4): B fragments
+    const int pairs = kFewOutputs / 16, pair = static_cast<int>(word / 128 % pairs);
+    const int64_t rest = word / 128 / pairs;
+    const int step = static_cast<int>(rest % steps), slot = static_cast<int>(rest / steps % slots);
+    // Lane t of the accumulators gets channels 4t to 4t+3 of sixteen, two from either tile. In tf32 accumulators of y
+    // become operands as in frames.cu.
+    const int column = lane / 8 * 4 + part / 2 * 2 + lane / 4 % 2;
+    return {static_cast<int>(rest / steps / slots) * kFewOutputs + pair * 16 + column,
+            call.per_word == 2 ? step * 16 + lane % 4 * 2 + part % 2 * 8 : step * 8 + lane % 4 * 2 + part % 2, slot};
+  }
+  // (slice, slot, group of 48 outputs, step, m16 tile, lane, 4): A fragments, columns the channels of the slice.
   const int tile = static_cast<int>(word / 128 % 3), step = static_cast<int>(word / 384 % steps);
   const int64_t rest = word / 384 / steps;
   const int group = static_cast<int>(rest % out_groups), slot = static_cast<int>(rest / out_groups % slots);
@@ -246,20 +262,21 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
   call.slices = plan.slices, call.slices_per_block = plan.slices_per_block;
   call.z_at = plan.z_at, call.weight_at = plan.weight_at, call.adjacency_at = plan.adjacency_at;
   call.weight_chunk_bytes = plan.weight_chunk_bytes, call.adjacency_part_bytes = plan.adjacency_part_bytes;
-  call.wide_units = plan.wide_units;
+  call.adjacency_steps = plan.adjacency_steps, call.adjacency_chunk_bytes = plan.adjacency_chunk_bytes;
+  call.unit_tiles = plan.unit_tiles, call.wide_units = plan.wide_units;
   call.x_rows = rows_of(call.channel_steps * 2), call.y_rows = rows_of(plan.slice() * plan.element_bytes / 16);
   call.z_rows = plan.element_bytes == 2 ? call.y_rows : paired_rows_of(call.y_rows.chunks);
   if (plan.out_channels > 0) {
     call.collapse = packing::collapse_image(plan, images), call.collapse_bias = collapse->bias;
     call.accumulate = collapse->accumulate, call.out_channels = plan.out_channels;
     call.collapse_groups = plan.collapse_groups, call.y_at = plan.y_at, call.stage_at = plan.stage_at;
-    // Rows of a window's y: windows.cu starts them at multiples of eight.
-    call.y_pitch = plan.kernel == Kernel::kWindows ? (call.nodes + 7) / 8 * 8 : call.nodes;
+    call.y_pitch = (call.nodes + 7) / 8 * 8;  // rows of a window's y
   }
   if (plan.kernel == Kernel::kFewChannels) {
     call.x_rows = rows_of(static_cast<int>(ceil_div(call.nodes * plan.element_bytes, kStepBytes)) * 2);
     call.z_rows = rows_of(static_cast<int>(detail::few_chunks(p, plan.element_bytes)));
-    return launch_few_channels(call, type, plan.blocks, plan.shared_bytes, stream);
+    const auto start = plan.out_channels > 0 ? launch_few_channels_collapse : launch_few_channels;
+    return start(call, type, plan.blocks, plan.shared_bytes, stream);
   }
   const auto start = plan.kernel == Kernel::kFrames ? launch_frames : launch_windows;
   const int64_t blocks = plan.blocks / (plan.slices / plan.slices_per_block);

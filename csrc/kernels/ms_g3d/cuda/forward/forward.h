@@ -44,19 +44,21 @@ struct ForwardCall {
   const void* adjacency;  // packed
   const void* bias;
   void* y;
-  int64_t frames;                     // N*T
-  int C, O, T, V, K, windows, nodes;  // windows: T_out
-  int stride, dilation, padding;      // of the problem, in frames
-  int frame_step, slots;              // see ForwardPlan
-  int tile_windows, groups, parts;    // frames or windows of a block, 48-channel groups, runs of nodes
-  int channel_steps, weight_steps;    // see ForwardPlan
+  int64_t frames;                                    // N*T
+  int C, O, T, V, K, windows, nodes;                 // windows: T_out
+  int stride, dilation, padding;                     // of the problem, in frames
+  int frame_step, slots;                             // see ForwardPlan
+  int tile_windows, groups, parts;                   // frames or windows of a block, 48-channel groups, runs of nodes
+  int channel_steps, weight_steps, adjacency_steps;  // see ForwardPlan
   int slices, slices_per_block, warps;
-  Rows x_rows, z_rows, y_rows;                   // in shared memory, x from its start on; z: of Z, H
-  int z_at, weight_at, adjacency_at;             // bytes from its start
-  int weight_chunk_bytes, adjacency_part_bytes;  // see ForwardPlan
-  bool wide_units;                               // see ForwardPlan
+  Rows x_rows, z_rows, y_rows;        // in shared memory, x from its start on; z: of Z, H
+  int z_at, weight_at, adjacency_at;  // bytes from its start
+  int weight_chunk_bytes, adjacency_chunk_bytes, adjacency_part_bytes;  // see ForwardPlan
+  int unit_tiles;                                                       // see ForwardPlan
+  bool wide_units;                                                      // see ForwardPlan
   bool relu;
-  // With the collapse behind it (collapse.h), y is its output (N, T_out, V, out_channels) and relu is that output's.
+  // With the collapse behind it, y is its output (N, T_out, V, out_channels) and relu is that output's. y_at: where y
+  // of a slice goes in shared memory, of few channels where their bias is; stage_at: the collapse's weights.
   const void* collapse;  // packed; null: none
   const void* collapse_bias;
   int out_channels, collapse_groups, y_at, stage_at, y_pitch;
@@ -68,6 +70,8 @@ int launch_frames(const ForwardCall& call, Type type, int tile, int64_t blocks, 
 int launch_windows(const ForwardCall& call, Type type, int tile, int64_t blocks, int shared_bytes, simt::Stream stream);
 
 int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes, simt::Stream stream);
+int launch_few_channels_collapse(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes,
+                                 simt::Stream stream);
 
 template <typename T>
 constexpr bool kIsTf32 = std::is_same_v<T, simt::tf32>;

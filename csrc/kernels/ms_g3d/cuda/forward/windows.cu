@@ -6,8 +6,8 @@
 // x of the block's frames stays in shared memory, y in registers over all scales. Phase 2 reads Z through ldmatrix (in
 // tf32, whose elements it cannot transpose, by plain loads) with an address of its own for every row (w',u), so windows
 // overlap, stride and dilate at no cost and (w',u) needs no padding; rows behind the last node repeat a row of the same
-// window, whose A is zero, so nothing foreign is read. A_k arrives during phase 1; W_k during phase 2, or, `streamed`,
-// 24 channels at a time during phase 1.
+// window, whose A is zero, so nothing foreign is read. W_k and A_k pass through two buffers in turn, whole or in chunks
+// along the summed dimension: one arrives while the other is used.
 //
 // Warp (group, part, set): channels [48 group, ...), the run `part` of destination nodes, windows of `set`.
 #include "collapse.h"
@@ -22,26 +22,30 @@ constexpr int kUnitBytes = 768;  // of W, one step of 24 channels
 template <int kIndex>
 struct Tile {
   static constexpr int kNodeTiles = kWindowTiles[kIndex].node_tiles, kWindows = kWindowTiles[kIndex].windows;
-  static constexpr bool kWideUnits = kWindowTiles[kIndex].wide_units;
+  static constexpr int kWideTiles = kWindowTiles[kIndex].wide_tiles;
+  static constexpr bool kChunks = kWideTiles > 0;  // else no register is left to count them
 };
 
-// Z of 32 rows from `row` on and the 24 channels (48 if `kWide`) whose W is at `weight_at`, a column's behind the
-// other's; `column` is their 16-byte chunk in a row of Z.
-template <typename T, bool kWide>
-SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int weight_at, int column) {
-  constexpr int kColumns = kWide ? 2 : 1;  // of 24 channels
-  const int lane = opaque(lane_index());
-  const bool two = row + 16 < rows;  // the same for the whole warp
-  float sum[2][kColumns * 3][4] = {};
-  {
-    const unsigned char* weight = shared_memory<unsigned char>(weight_at);
-    const uint32_t x = shared_address(shared_memory<unsigned char>());
-    const int first = row + lane % 16, bit = lane / 16;
-    const int r0 = first < rows ? first : rows - 1, r1 = first + 16 < rows ? first + 16 : rows - 1;
-    const uint32_t x0 = x + r0 * call.x_rows.bytes(), x1 = x + r1 * call.x_rows.bytes();
-    const int turn0 = call.x_rows.turn(r0), turn1 = call.x_rows.turn(r1);
+// Z of rows [row, end), at most kTiles * 16, and kColumns times 24 channels.
+template <typename T, int kColumns, int kTiles>
+struct Unit {
+  float sum[kTiles][kColumns * 3][4] = {};
+  int row, end;
+
+  SIMT_DEVICE Unit(int first, int last) : row(first), end(last) {}
+
+  // Adds steps [step, last) of the channels, whose W is at `weight`, a column's behind the other's.
+  SIMT_DEVICE void multiply(const ForwardCall& call, int step, int last, const unsigned char* weight) {
+    const int lane = opaque(lane_index()), bit = lane / 16;
+    uint32_t x[kTiles];
+    int turn[kTiles];
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      const int mine = row + 16 * m + lane % 16, r = mine < end ? mine : end - 1;
+      x[m] = shared_address(shared_memory<unsigned char>()) + r * call.x_rows.bytes(), turn[m] = call.x_rows.turn(r);
+    }
 #pragma unroll 1
-    for (int step = 0; step < call.channel_steps; ++step, weight += kUnitBytes) {
+    for (; step < last; ++step, weight += kUnitBytes) {
       Bits128 b01[kColumns];
       Bits64 b2[kColumns];
 #pragma unroll
@@ -50,10 +54,10 @@ SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int we
         b2[c] = load_vector<Bits64>(weight + c * call.weight_chunk_bytes + 512 + lane * 8);
       }
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        if (m == 1 && !two) break;
+      for (int m = 0; m < kTiles; ++m) {
+        if (row + 16 * m >= end) break;  // the same for the whole warp
         uint32_t a[4];
-        ldmatrix_x4(a, (m == 0 ? x0 : x1) + ((2 * step + bit) ^ (m == 0 ? turn0 : turn1)) * 16);
+        ldmatrix_x4(a, x[m] + ((2 * step + bit) ^ turn[m]) * 16);
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
           multiply_step<T>(sum[m][3 * c], a, b01[c].x, b01[c].y);
@@ -63,23 +67,55 @@ SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int we
       }
     }
   }
-  unsigned char* const z = shared_memory<unsigned char>(call.z_at);
+
+  // Into rows of Z from their eight channels `column` on.
+  SIMT_DEVICE void leave(const ForwardCall& call, int column) const {
+    const int lane = opaque(lane_index());
+    unsigned char* const z = shared_memory<unsigned char>(call.z_at);
 #pragma unroll
-  for (int half_tile = 0; half_tile < 4; ++half_tile) {  // rows g, g+8, g+16, g+24
-    const int r = row + half_tile * 8 + lane / 4;
-    if (r < rows) {
+    for (int half_tile = 0; half_tile < 2 * kTiles; ++half_tile) {  // rows g, g+8, g+16, ...
+      const int r = row + half_tile * 8 + lane / 4;
+      if (r < end) {
 #pragma unroll
-      for (int n = 0; n < kColumns * 3; ++n) {
-        const float* const d = sum[half_tile / 2][n] + half_tile % 2 * 2;
-        if constexpr (kIsTf32<T>) {
-          const int chunk = 2 * (column + n) + lane % 4 / 2;
-          store_vector(z + PairedRows{call.z_rows}.offset(r, chunk) + lane % 2 * 8,
-                       Bits64{to_tf32(d[0]), to_tf32(d[1])});
-        } else {
-          *reinterpret_cast<uint32_t*>(z + call.z_rows.offset(r, column + n) + lane % 4 * 4) = pack_pair<T>(d[0], d[1]);
+        for (int n = 0; n < kColumns * 3; ++n) {
+          const float* const d = sum[half_tile / 2][n] + half_tile % 2 * 2;
+          if constexpr (kIsTf32<T>) {
+            const int chunk = 2 * (column + n) + lane % 4 / 2;
+            store_vector(z + PairedRows{call.z_rows}.offset(r, chunk) + lane % 2 * 8,
+                         Bits64{to_tf32(d[0]), to_tf32(d[1])});
+          } else {
+            *reinterpret_cast<uint32_t*>(z + call.z_rows.offset(r, column + n) + lane % 4 * 4) =
+                pack_pair<T>(d[0], d[1]);
+          }
         }
       }
     }
+  }
+};
+
+// Phase 1. `turn` waits for the next chunk of W and says where it is. Several chunks mean at most one unit for a warp,
+// which keeps it in registers.
+template <typename T, int kColumns, int kTiles, bool kChunks, typename Turn>
+SIMT_DEVICE void project(const ForwardCall& call, const Turn& turn) {
+  const int rows = call.slots * call.V, height = call.unit_tiles * 16;
+  const int across = call.groups * kGroup / (kColumnStep * kColumns);  // units of a slice side by side
+  const int units = (rows + height - 1) / height * across;
+  const int steps = kChunks ? call.weight_steps : call.channel_steps;
+  int weight_at = 0;
+#pragma unroll 1
+  for (int first = 0; first < units; first += call.warps) {
+    const int unit = first + opaque(warp_index()), column = unit % across, row = unit / across * height;
+    Unit<T, kColumns, kTiles> z(row, row + height < rows ? row + height : rows);
+#pragma unroll 1
+    for (int step = 0; step < call.channel_steps; step += steps) {
+      if (first == 0) weight_at = turn();
+      const int last = step + steps < call.channel_steps ? step + steps : call.channel_steps;
+      if (unit < units) {
+        z.multiply(call, step, last,
+                   shared_memory<unsigned char>(weight_at + column * kColumns * call.weight_chunk_bytes));
+      }
+    }
+    if (unit < units) z.leave(call, column * kColumns * 3);
   }
 }
 
@@ -87,11 +123,11 @@ SIMT_DEVICE void project_unit(const ForwardCall& call, int row, int rows, int we
 template <typename P>
 SIMT_DEVICE void gather_tf32(float (&y)[P::kWindows][3][P::kNodeTiles][4], const PairedRows& z_rows,
                              const unsigned char* z, const int (&first_row)[P::kWindows], int gap, int V, int nodes,
-                             int column, const unsigned char* adjacency) {
+                             int column, int q, int last, const unsigned char* adjacency) {
   const int lane = opaque(lane_index()), reciprocal = (65536 + V - 1) / V;
   const int chunk = column + lane / 8, byte = lane / 4 % 2 * 8;
 #pragma unroll 1
-  for (int q = 0; q < (nodes + 7) / 8; ++q, adjacency += P::kNodeTiles * 2 * kFragmentBytes) {
+  for (; q < last; ++q, adjacency += P::kNodeTiles * 2 * kFragmentBytes) {
     const int node = q * 8 + lane % 4;
     const int j0 = node < nodes ? node : nodes - 1, j1 = node + 4 < nodes ? node + 4 : nodes - 1;
     const int moved0 = j0 + (j0 * reciprocal >> 16) * gap, moved1 = j1 + (j1 * reciprocal >> 16) * gap;
@@ -129,17 +165,17 @@ SIMT_DEVICE void gather_tf32(float (&y)[P::kWindows][3][P::kNodeTiles][4], const
   }
 }
 
-// y^T += Z^T A_k^T for the windows of a warp. `first_row` is the row of Z at which each window's first frame starts,
-// `gap` how many more rows than V lie between two slots of a window.
+// y^T += Z^T A_k^T for the windows of a warp, over steps [q, last) of the source nodes. `first_row` is the row of Z
+// at which each window's first frame starts, `gap` how many more rows than V lie between two slots of a window.
 template <typename T, typename P>
 SIMT_DEVICE void gather(float (&y)[P::kWindows][3][P::kNodeTiles][4], const Rows& z_rows, uint32_t z,
-                        const int (&first_row)[P::kWindows], int gap, int V, int nodes, int column,
+                        const int (&first_row)[P::kWindows], int gap, int V, int nodes, int column, int q, int last,
                         const unsigned char* adjacency) {
   const int lane = opaque(lane_index());
-  const int source_tiles = (nodes + 7) / 8, reciprocal = (65536 + V - 1) / V;
+  const int source_tiles = (nodes + 7) / 8, reciprocal = (65536 + V - 1) / V, whole = source_tiles / 2;
   const int j0 = lane % 8 + lane / 16 * 8, bit = lane / 8 % 2;
 #pragma unroll 1
-  for (int q = 0; q < source_tiles / 2; ++q, adjacency += P::kNodeTiles * 2 * kFragmentBytes) {
+  for (; q < last && q < whole; ++q, adjacency += P::kNodeTiles * 2 * kFragmentBytes) {
     const int j = j0 + q * 16 < nodes ? j0 + q * 16 : nodes - 1;
     const int moved = j + (j * reciprocal >> 16) * gap;
     uint32_t a[P::kWindows][3][4];
@@ -173,7 +209,7 @@ SIMT_DEVICE void gather(float (&y)[P::kWindows][3][P::kNodeTiles][4], const Rows
       }
     }
   }
-  if (source_tiles % 2 == 0) return;
+  if (q == last) return;  // else eight rows are left
   const int j = j0 + source_tiles * 8 - 8 < nodes ? j0 + source_tiles * 8 - 8 : nodes - 1;
   const int moved = j + (j * reciprocal >> 16) * gap;
   uint32_t a[P::kWindows][3][2];
@@ -236,10 +272,7 @@ template <typename T, int kIndex>
 SIMT_KERNEL(kMostWarps * 32, 1)
 void windows_kernel(ForwardCall call) {
   using P = Tile<kIndex>;
-  const int threads = call.warps * 32;
-  const int rows = call.slots * call.V;
-  const int columns = call.groups * kGroup / kColumnStep;  // projection units of a slice side by side
-  const bool streamed = call.weight_steps < columns;
+  const int threads = call.warps * 32, rows = call.slots * call.V;
   const uint32_t shared = shared_address(shared_memory<unsigned char>());
 
   const int tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
@@ -261,65 +294,72 @@ void windows_kernel(ForwardCall call) {
   }
   const int scales = call.slices_per_block * call.K;  // slice by slice
   const int64_t first_scale = static_cast<int64_t>(block_y()) * scales;
-  // Columns [first, first + count) of W of a scale, into buffer 0 or 1.
-  const auto fetch_weight = [&](int scale, int first, int count, int buffer) {
-    fetch(shared + call.weight_at + buffer * call.weight_chunk_bytes,
-          static_cast<const char*>(call.weight) + ((first_scale + scale) * columns + first) * call.weight_chunk_bytes,
-          count * call.weight_chunk_bytes, threads);
+  constexpr int kPerStep = kStepBytes / sizeof(T);
+  const int steps = (call.nodes + kPerStep - 1) / kPerStep;  // of A
+  const int adjacency_steps = P::kChunks ? call.adjacency_steps : steps;
+  const int chunks = P::kChunks ? (call.channel_steps + call.weight_steps - 1) / call.weight_steps : 1;
+  const int items = chunks + (P::kChunks ? (steps + adjacency_steps - 1) / adjacency_steps : 1);  // of a scale: W, A
+  const auto buffer = [&](int item) { return item % 2 ? call.adjacency_at : call.weight_at; };
+  const auto fetch_item = [&](int item) {
+    const int scale = item / items, index = item % items;
+    if (scale == scales) return;
+    const int pieces = index < chunks ? call.groups * kGroup / kColumnStep : call.parts;
+    const int pitch = index < chunks ? call.weight_chunk_bytes : call.adjacency_chunk_bytes;
+    const int piece_bytes = index < chunks ? call.channel_steps * kUnitBytes : call.adjacency_part_bytes;
+    const int skipped = index < chunks ? index * call.weight_steps * kUnitBytes
+                                       : (index - chunks) * adjacency_steps * P::kNodeTiles * 2 * kFragmentBytes;
+    const int bytes = piece_bytes - skipped < pitch ? piece_bytes - skipped : pitch;
+    const char* from = static_cast<const char*>(index < chunks ? call.weight : call.adjacency) + skipped;
+    from += (index < chunks ? first_scale + scale : scale % call.K) * pieces * piece_bytes;
+#pragma unroll 1
+    for (int i = 0; i < pieces; ++i) {
+      fetch(shared + buffer(item) + i * pitch, from + static_cast<int64_t>(i) * piece_bytes, bytes, threads);
+    }
     cp_async_commit();
   };
-  fetch_weight(0, 0, call.weight_steps, 0);
+  fetch_item(0);
   round_in_place<T>(call.z_at, threads);
 
   float y[P::kWindows][3][P::kNodeTiles][4] = {};
+  int item = 0;
 #pragma unroll 1
   for (int scale = 0; scale < scales; ++scale) {
-#pragma unroll 1
-    for (int column = 0; column < columns; column += call.weight_steps) {
-      cp_async_wait<0>();
-      block_barrier();  // W has landed for everybody; nobody reads Z, A or the other buffer of W any more
-      if (column == 0) {
-        fetch(shared + call.adjacency_at,
-              static_cast<const char*>(call.adjacency) +
-                  static_cast<int64_t>(scale % call.K) * call.parts * call.adjacency_part_bytes,
-              call.parts * call.adjacency_part_bytes, threads);
-        cp_async_commit();
-      }
-      if (column + call.weight_steps < columns) fetch_weight(scale, column + 1, 1, (column + 1) % 2);
-      const int across = call.weight_steps / (P::kWideUnits && call.wide_units ? 2 : 1);  // units side by side
-#pragma unroll 1
-      for (int unit = opaque(warp_index()); unit < (rows + 31) / 32 * across; unit += call.warps) {
-        const int row = unit / across * 32, c = unit % across;
-        if (P::kWideUnits && call.wide_units) {
-          project_unit<T, true>(call, row, rows, call.weight_at + 2 * c * call.weight_chunk_bytes, c * 6);
-        } else {
-          const int buffer = streamed ? column % 2 : c;
-          project_unit<T, false>(call, row, rows, call.weight_at + buffer * call.weight_chunk_bytes, (column + c) * 3);
-        }
-      }
-    }
-    cp_async_wait<0>();
-    block_barrier();  // Z is complete and A has landed; nobody reads W any more
     const bool complete = (scale + 1) % call.K == 0;
     const bool collapses = complete && call.collapse != nullptr;
-    if (scale + 1 < scales && !collapses) fetch_weight(scale + 1, 0, call.weight_steps, 0);
-    const int w = opaque(warp_index());
-    const int group = w % call.groups, part = w / call.groups % call.parts, set = w / (call.groups * call.parts);
-    if (set * P::kWindows < windows) {
-      int first_row[P::kWindows];  // of Z
-#pragma unroll
-      for (int i = 0; i < P::kWindows; ++i) {
-        first_row[i] = (set * P::kWindows + i) * call.stride / call.frame_step * call.V;
-      }
-      const int gap = (call.dilation / call.frame_step - 1) * call.V;
-      const unsigned char* const a = shared_memory<unsigned char>(call.adjacency_at + part * call.adjacency_part_bytes);
-      if constexpr (kIsTf32<T>) {
-        gather_tf32<P>(y, {call.z_rows}, shared_memory<unsigned char>(call.z_at), first_row, gap, call.V, call.nodes,
-                       group * 12, a);
-      } else {
-        gather<T, P>(y, call.z_rows, shared + call.z_at, first_row, gap, call.V, call.nodes, group * 6, a);
-      }
+    const int last_item = collapses ? (scale + 1) * items - 1 : -1;  // behind it the buffers are not free
+    const auto turn = [&]() {
+      cp_async_wait<0>();
+      block_barrier();  // this chunk has landed for everybody; nobody reads the one before, or what Z was
+      if (item != last_item) fetch_item(item + 1);
+      return buffer(item++);
+    };
+    if constexpr (P::kWideTiles > 0) {
+      if (call.wide_units) project<T, 2, P::kWideTiles, true>(call, turn);
     }
+    if (!call.wide_units) project<T, 1, 2, P::kChunks>(call, turn);
+    int q = 0;
+    do {
+      const int at = turn();
+      const int last = P::kChunks && q + adjacency_steps < steps ? q + adjacency_steps : steps;
+      const int w = opaque(warp_index());
+      const int group = w % call.groups, part = w / call.groups % call.parts, set = w / (call.groups * call.parts);
+      if (set * P::kWindows < windows) {
+        int first_row[P::kWindows];  // of Z
+#pragma unroll
+        for (int i = 0; i < P::kWindows; ++i) {
+          first_row[i] = (set * P::kWindows + i) * call.stride / call.frame_step * call.V;
+        }
+        const int gap = (call.dilation / call.frame_step - 1) * call.V;
+        const unsigned char* const a = shared_memory<unsigned char>(at + part * call.adjacency_chunk_bytes);
+        if constexpr (kIsTf32<T>) {
+          gather_tf32<P>(y, {call.z_rows}, shared_memory<unsigned char>(call.z_at), first_row, gap, call.V, call.nodes,
+                         group * 12, q, last, a);
+        } else {
+          gather<T, P>(y, call.z_rows, shared + call.z_at, first_row, gap, call.V, call.nodes, group * 6, q, last, a);
+        }
+      }
+      q = last;
+    } while (P::kChunks && q < steps);
     if (!complete) continue;
     const int slice = block_y() * call.slices_per_block + scale / call.K;
     if (collapses) {
@@ -342,7 +382,7 @@ void windows_kernel(ForwardCall call) {
       collapse<T>(call, slice, static_cast<int64_t>(clip) * call.windows + first_window, windows);
       if (scale + 1 < scales) {
         block_barrier();  // nobody reads y and the collapse's weights any more
-        fetch_weight(scale + 1, 0, call.weight_steps, 0);
+        fetch_item(item);
       }
     }
   }
@@ -364,7 +404,7 @@ int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, 
     case 4:
       return run(windows_kernel<T, 4>);
     default:
-      return run(windows_kernel<T, 5>);
+      return run(windows_kernel < T, kIsTf32<T> ? 2 : 5 >);  // no plan in tf32 has 128 nodes a warp: they spill
   }
 }
 
