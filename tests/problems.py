@@ -51,6 +51,7 @@ PROBLEMS = [
     Problem("one_joint", V=1, T=9, window_size=5),
     Problem("even_window", T=9, window_size=2),
     Problem("stride2_dilated", T=13, window_size=3, window_stride=2, window_dilation=3),
+    Problem("windows_that_pair", T=13, window_size=5, window_stride=2),
     Problem("dilation_beyond_T", T=4, window_size=3, window_dilation=5),
     Problem("strided_without_window", T=9, window_stride=3),
     Problem("one_channel_each", C=1, O=1, K=1),

@@ -64,6 +64,9 @@ struct ColumnPasses {
   void (*backward)(const NormGradient<T>&);
   void (*select)(const NormGradient<T>&);
   void (*maximum)(const MaximumGradient<T>&);
+  // Of `count` contiguous values: a + b and a - b, a - b alone; the results may take the operands' places.
+  void (*sum_and_difference)(int64_t count, const T* a, const T* b, T* sum, T* difference);
+  void (*difference)(int64_t count, const T* a, const T* b, T* difference);
   // to[c][r] = from[r][c]
   void (*transpose)(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row);
 };

@@ -177,6 +177,22 @@ struct ColumnLoops {
     p.two_first ? maximum_as<false, true>(p) : maximum_as<false, false>(p);
   }
 
+  static void sum_and_difference(int64_t count, const T* a, const T* b, T* sum, T* difference) {
+    each_column(count, [&](auto zero, int64_t i) {
+      using L = decltype(zero);
+      const L one = load<L>(a + i), two = load<L>(b + i);
+      store(sum + i, map([](auto x, auto y) { return x + y; }, one, two));
+      store(difference + i, map([](auto x, auto y) { return x - y; }, one, two));
+    });
+  }
+
+  static void difference(int64_t count, const T* a, const T* b, T* to) {
+    each_column(count, [&](auto zero, int64_t i) {
+      using L = decltype(zero);
+      store(to + i, map([](auto x, auto y) { return x - y; }, load<L>(a + i), load<L>(b + i)));
+    });
+  }
+
   static void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row) {
     typedef T Four __attribute__((vector_size(4 * sizeof(T))));
     const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
@@ -205,7 +221,7 @@ struct ColumnLoops {
   }
 
   static constexpr ColumnPasses<T> table() {
-    return {&moments, &combine, &sums, &backward, &select, &maximum, &transpose};
+    return {&moments, &combine, &sums, &backward, &select, &maximum, &sum_and_difference, &difference, &transpose};
   }
 };
 

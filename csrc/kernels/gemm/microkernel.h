@@ -34,7 +34,7 @@ struct Microkernel {
   static constexpr int kWidth = 2 * kLanes;
   static constexpr int kMaxRows = Target::kMaxRows;
   // Long sums are added up in blocks: the error of one running sum grows with its length, to several times eager's.
-  static constexpr int64_t kBlock = 64;
+  static constexpr int64_t kBlock = 128;
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
   static inline __attribute__((always_inline)) Vector load(const T* p) {

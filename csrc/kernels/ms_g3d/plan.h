@@ -26,11 +26,11 @@ constexpr int64_t kAlignment = 64;          // bytes
 
 // Elements of every buffer; 0 where the pass needs none.
 struct SharedBuffers {
-  int64_t weight, weight_by_input, adjacency, bias;  // packed once a call
-  int64_t partial_A, partial_weight, partial_bias;   // per split or task, added up in a fixed order
+  int64_t weight, weight_by_input, adjacency, paired, bias;  // packed once a call
+  int64_t partial_A, partial_weight, partial_bias;           // per split or task, added up in a fixed order
 };
 struct WorkerBuffers {
-  int64_t z, grad_z, gy, gy_by_node, grad_x;                                 // project-first
+  int64_t z, grad_z, gy, gy_by_node, grad_x, paired;                         // project-first
   int64_t unfolded, unfolded_by_node, aggregated, grad_aggregated, scratch;  // aggregate-first
 };
 
@@ -63,10 +63,18 @@ inline void plan_project_first(const Problem& p, Pass pass, int64_t element_size
   plan.window_step =
       std::clamp<int64_t>((frames - p.frames_of(1)) / p.stride + 1, 1, std::max<int64_t>(1, p.windows()));
   plan.frame_step = std::clamp<int64_t>(frames, 1, p.T);
+  if (p.pairs()) {  // steps that leave no window over, and no frame
+    plan.window_step = std::min(ceil_div(plan.window_step, 2) * 2, std::max<int64_t>(1, p.windows()));
+    plan.frame_step = std::min(std::max<int64_t>(1, frames / 4) * 4, p.T);
+  }
 
   SharedBuffers& shared = plan.shared;
   WorkerBuffers& worker = plan.worker;
   shared.adjacency = R * p.window * J;
+  if (p.pairs()) {
+    shared.paired = R * 3 * J;
+    worker.paired = (pass == Pass::kForward ? 7 * J + 2 * R : 7 * R) * width;
+  }
   if (pass == Pass::kForward) {
     const int64_t clips = std::max<int64_t>(1, p.N * plan.panels);
     plan.chunks = std::clamp<int64_t>(ceil_div(kEnoughTasks, clips), 1, ceil_div(p.windows(), plan.window_step));
@@ -155,12 +163,12 @@ inline Plan make_plan(const Problem& p, Pass pass, int64_t width, int64_t elemen
   }
   const SharedBuffers& s = plan.shared;
   for (int64_t elements :
-       {s.weight, s.weight_by_input, s.adjacency, s.bias, s.partial_A, s.partial_weight, s.partial_bias}) {
+       {s.weight, s.weight_by_input, s.adjacency, s.paired, s.bias, s.partial_A, s.partial_weight, s.partial_bias}) {
     plan.shared_bytes += detail::padded(elements, element_size);
   }
   const WorkerBuffers& w = plan.worker;
-  for (int64_t elements : {w.z, w.grad_z, w.gy, w.gy_by_node, w.grad_x, w.unfolded, w.unfolded_by_node, w.aggregated,
-                           w.grad_aggregated, w.scratch}) {
+  for (int64_t elements : {w.z, w.grad_z, w.gy, w.gy_by_node, w.grad_x, w.paired, w.unfolded, w.unfolded_by_node,
+                           w.aggregated, w.grad_aggregated, w.scratch}) {
     plan.worker_bytes += detail::padded(elements, element_size);
   }
   return plan;

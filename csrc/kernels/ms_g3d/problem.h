@@ -33,6 +33,8 @@ struct Problem {
     const int64_t end = highest / stride + 1;
     return {lowest <= 0 ? 0 : (lowest + stride - 1) / stride, end < windows() ? end : windows()};
   }
+  // Whether two neighbouring windows share so many frames that computing both at once is cheaper.
+  bool pairs() const { return window == 5 && stride == 2 && dilation == 1; }
   // First frame of window t; negative inside the padding.
   int64_t first_frame(int64_t t) const { return t * stride - padding(); }
   // Frames from the first to the last that `count` consecutive windows read.

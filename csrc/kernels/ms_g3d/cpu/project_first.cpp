@@ -12,6 +12,7 @@
 #include "../../chunks.h"
 #include "../../gemm/panels.h"
 #include "pack.h"
+#include "paired_windows.h"
 
 namespace msg3d::ms_g3d::project_first {
 namespace {
@@ -115,12 +116,37 @@ void pack_gy(const Call<T>& call, int64_t n, int64_t first, int64_t last, int64_
   pack_rows(from, p.O, (last - first) * R, std::min(width, p.O - panel * width), width, to);
 }
 
+// A packed by pack_adjacency or pack_adjacency_by_source, and its sums for windows that pair.
+template <typename T>
+struct Adjacency {
+  const T *of_slots, *paired;
+};
+
+template <typename T>
+Adjacency<T> packed_adjacency(const Call<T>& call, bool by_source, Arena& shared) {
+  T* of_slots = shared.take<T>(call.plan.shared.adjacency);
+  T* paired = shared.take<T>(call.plan.shared.paired);
+  by_source ? pack_adjacency_by_source(call, of_slots) : pack_adjacency(call, of_slots);
+  if (call.problem.pairs()) pack_paired(call, of_slots, by_source, paired);
+  return {of_slots, paired};
+}
+
 // dZ of frames [first, last) of clip n, for one panel; `gy` holds that panel of the windows from `first_window` on.
 template <typename T>
-void adjoint_frames(const Call<T>& call, const T* adjacency, const T* gy, int64_t first_window, int64_t first,
-                    int64_t last, T* grad_z) {
+void adjoint_frames(const Call<T>& call, const Adjacency<T>& adjacency, const T* gy, int64_t first_window,
+                    int64_t first, int64_t last, T* scratch, T* grad_z) {
   const Problem& p = call.problem;
   const int64_t width = call.plan.width, R = p.nodes(), J = p.V * p.K;
+  if (p.pairs()) {
+    T* const none = scratch;
+    zero(none, R * width);
+    const auto panel_of = [&](int64_t t) {
+      return t >= 0 && t < p.windows() ? gy + (t - first_window) * R * width : none;
+    };
+    for (; first + 4 <= last && first % 2 == 0; first += 4, grad_z += 4 * J * width) {
+      four_frames(call, adjacency.of_slots, adjacency.paired, panel_of, first, scratch + R * width, grad_z);
+    }
+  }
   for (int64_t f = first; f < last; ++f) {
     // The slots w' in which a window shows this frame are evenly spaced, and so are their windows.
     int64_t slot[2] = {0, 0}, window[2] = {0, 0}, count = 0;
@@ -133,7 +159,7 @@ void adjoint_frames(const Call<T>& call, const T* adjacency, const T* gy, int64_
     PanelProduct<T> product{};
     product.rows = J, product.columns = width;
     product.segments = count, product.depth = R;
-    product.a = adjacency + slot[0] * J * R, product.a_row = R, product.a_depth = 1;
+    product.a = adjacency.of_slots + slot[0] * J * R, product.a_row = R, product.a_depth = 1;
     product.a_segment = (slot[1] - slot[0]) * J * R;
     product.b = gy + (count ? window[0] - first_window : 0) * R * width, product.b_depth = width;
     product.b_segment = (window[1] - window[0]) * R * width;
@@ -198,29 +224,36 @@ void forward(const Call<T>& call, T* y) {
   const int64_t width = plan.width, R = p.nodes(), J = p.V * p.K;
   Arena shared(call.workspace.shared);
   T* weight = shared.take<T>(plan.shared.weight);
-  T* adjacency = shared.take<T>(plan.shared.adjacency);
+  const Adjacency<T> adjacency = packed_adjacency(call, false, shared);
   T* bias = shared.take<T>(plan.shared.bias);
   pack_weight(call, weight);
-  pack_adjacency(call, adjacency);
   pack_bias(call, bias);
 
   for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
     const int64_t panel = task % plan.panels, chunk = task / plan.panels % plan.chunks;
     const int64_t n = task / plan.panels / plan.chunks;
     const int64_t end = p.windows() * (chunk + 1) / plan.chunks;
+    const int64_t columns = std::min(width, p.O - panel * width);
     Arena arena = worker_arena(call, worker);
     ProjectedFrames<T> frames(call, weight + panel * p.K * p.C * width, arena.take<T>(plan.worker.z));
+    T* scratch = arena.take<T>(plan.worker.paired);
     for (int64_t first = p.windows() * chunk / plan.chunks; first < end; first += plan.window_step) {
       const int64_t windows = std::min(plan.window_step, end - first);
       const T* z = frames.move_to(n, p.first_frame(first), p.first_frame(first) + p.frames_of(windows));
-      for (int64_t t = 0; t < windows; ++t) {
+      T* to = y + (n * p.windows() + first) * R * p.O + panel * width;
+      int64_t t = 0;
+      for (; p.pairs() && t + 2 <= windows; t += 2) {
+        two_windows(call, adjacency.of_slots, adjacency.paired, z + t * p.stride * J * width, bias + panel * width,
+                    columns, scratch, to + t * R * p.O);
+      }
+      for (; t < windows; ++t) {
         PanelProduct<T> product{};
-        product.rows = R, product.columns = std::min(width, p.O - panel * width);
+        product.rows = R, product.columns = columns;
         product.segments = p.window, product.depth = J;
-        product.a = adjacency, product.a_row = p.window * J, product.a_segment = J, product.a_depth = 1;
+        product.a = adjacency.of_slots, product.a_row = p.window * J, product.a_segment = J, product.a_depth = 1;
         product.b = z + t * p.stride * J * width, product.b_segment = p.dilation * J * width, product.b_depth = width;
         product.start = bias + panel * width;
-        product.c = y + (n * p.windows() + first + t) * R * p.O + panel * width, product.c_row = p.O;
+        product.c = to + t * R * p.O, product.c_row = p.O;
         call.gemm.product(product);
       }
     }
@@ -234,9 +267,8 @@ void backward_input(const Call<T>& call, T* grad_x) {
   const int64_t width = plan.width, input_panels = ceil_div(p.C, width);
   Arena shared(call.workspace.shared);
   T* weight = shared.take<T>(plan.shared.weight_by_input);
-  T* adjacency = shared.take<T>(plan.shared.adjacency);
+  const Adjacency<T> adjacency = packed_adjacency(call, true, shared);
   pack_weight_by_input(call, weight);
-  pack_adjacency_by_source(call, adjacency);
 
   for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
     const int64_t n = task / plan.chunks, first = task % plan.chunks * plan.frame_step;
@@ -246,9 +278,10 @@ void backward_input(const Call<T>& call, T* grad_x) {
     T* grad_z = arena.take<T>(plan.worker.grad_z);
     T* gy = arena.take<T>(plan.worker.gy);
     T* tile = arena.take<T>(plan.worker.grad_x);  // (input panels, (f,u), width)
+    T* scratch = arena.take<T>(plan.worker.paired);
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
       pack_gy(call, n, windows.first, windows.last, panel, gy);
-      adjoint_frames(call, adjacency, gy, windows.first, first, last, grad_z);
+      adjoint_frames(call, adjacency, gy, windows.first, first, last, scratch, grad_z);
       for (int64_t q = 0; q < input_panels; ++q) {
         PanelProduct<T> product{};
         product.rows = rows, product.columns = width;
@@ -315,12 +348,11 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
   if (grad_x) pack_weight_by_input(call, weight_by_input.get());
   Arena shared(call.workspace.shared);
   T* weight = shared.take<T>(plan.shared.weight);
-  T* adjacency = shared.take<T>(plan.shared.adjacency);
+  const Adjacency<T> adjacency = packed_adjacency(call, true, shared);
   T* partial_A = shared.take<T>(plan.shared.partial_A);
   T* partial_weight = shared.take<T>(plan.shared.partial_weight);
   T* partial_bias = shared.take<T>(plan.shared.partial_bias);
   if (gradients.A) pack_weight(call, weight);
-  if (gradients.weight) pack_adjacency_by_source(call, adjacency);
 
   const int64_t window_steps = ceil_div(p.windows(), plan.window_step), frame_steps = ceil_div(p.T, plan.frame_step);
   const auto walk = [&](int64_t first_clip, int64_t clips, int worker, int64_t task) {
@@ -330,6 +362,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
     T* grad_z = arena.take<T>(plan.worker.grad_z);
     T* gy = arena.take<T>(plan.worker.gy);
     T* gy_by_node = arena.take<T>(plan.worker.gy_by_node);
+    T* scratch = arena.take<T>(plan.worker.paired);
     if (gradients.A) {
       T* partial = partial_A + task * size_A;
       if (first_clip == 0) zero(partial, size_A);
@@ -352,7 +385,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
         const WindowRange windows = p.windows_touching(first, last);
         pack_gy(call, n, windows.first, windows.last, panel, gy);
         if (grad_x) grad_z = stored + (panel * clips + clip) * clip_size + first * J * width;
-        adjoint_frames(call, adjacency, gy, windows.first, first, last, grad_z);
+        adjoint_frames(call, adjacency, gy, windows.first, first, last, scratch, grad_z);
         add_grad_weight(call, n, first, last, grad_z, partial);
       }
     }
