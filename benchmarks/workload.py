@@ -61,7 +61,8 @@ class Trainer:
         options |= {"backend": "reference"} if contender == "eager" else {"memory": contender}
         self.model = network(layout, **options).train()
         self.forward = self.model
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, 0.9, weight_decay=5e-4, nesterov=True)
+        settings = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True}  # for all contenders
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, **settings)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross entropy of clips x with labels y."""

@@ -193,7 +193,8 @@ class GCNHead(nn.Module):
 
     @staticmethod
     def pool(x: Tensor) -> Tensor:
-        return x.mean((3, 4)).mean(1)
+        # The same sums, in an order of dimensions that leaves the gradient in channels_last for the layers below.
+        return x.mean((3, 4)).mean(1) if x.is_contiguous() else x.permute(0, 1, 3, 4, 2).mean((2, 3)).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.dropout(self.pool(x)))
