@@ -268,6 +268,17 @@ SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kN
   }
 }
 
+// What a block computes. Found again where it is needed: 128 nodes a warp leave no register to keep it in.
+struct Place {
+  int clip, first_window, windows;
+};
+
+SIMT_DEVICE Place place_of_block(const ForwardCall& call) {
+  const int block = opaque(block_x()), tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
+  const int clip = block / tiles, first = (block - clip * tiles) * call.tile_windows, left = call.windows - first;
+  return {clip, first, left < call.tile_windows ? left : call.tile_windows};
+}
+
 template <typename T, int kIndex>
 SIMT_KERNEL(kMostWarps * 32, 1)
 void windows_kernel(ForwardCall call) {
@@ -275,13 +286,10 @@ void windows_kernel(ForwardCall call) {
   const int threads = call.warps * 32, rows = call.slots * call.V;
   const uint32_t shared = shared_address(shared_memory<unsigned char>());
 
-  const int tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
-  const int clip = block_x() / tiles, first_window = block_x() % tiles * call.tile_windows;
-  const int windows = call.windows - first_window < call.tile_windows ? call.windows - first_window : call.tile_windows;
-
   {  // x of the slots; frames outside the clip, and channels behind the last, are zero
-    const T* const x = static_cast<const T*>(call.x) + static_cast<int64_t>(clip) * call.T * call.V * call.C;
-    const int first_frame = first_window * call.stride - call.padding;
+    const Place place = place_of_block(call);
+    const T* const x = static_cast<const T*>(call.x) + static_cast<int64_t>(place.clip) * call.T * call.V * call.C;
+    const int first_frame = place.first_window * call.stride - call.padding;
 #pragma unroll 1
     for (int i = thread_index(); i < rows * call.x_rows.chunks; i += threads) {
       const int row = i / call.x_rows.chunks, chunk = i % call.x_rows.chunks;
@@ -293,7 +301,6 @@ void windows_kernel(ForwardCall call) {
     if (kIsTf32<T>) cp_async_commit();
   }
   const int scales = call.slices_per_block * call.K;  // slice by slice
-  const int64_t first_scale = static_cast<int64_t>(block_y()) * scales;
   constexpr int kPerStep = kStepBytes / sizeof(T);
   const int steps = (call.nodes + kPerStep - 1) / kPerStep;  // of A
   const int adjacency_steps = P::kChunks ? call.adjacency_steps : steps;
@@ -310,7 +317,8 @@ void windows_kernel(ForwardCall call) {
                                        : (index - chunks) * adjacency_steps * P::kNodeTiles * 2 * kFragmentBytes;
     const int bytes = piece_bytes - skipped < pitch ? piece_bytes - skipped : pitch;
     const char* from = static_cast<const char*>(index < chunks ? call.weight : call.adjacency) + skipped;
-    from += (index < chunks ? first_scale + scale : scale % call.K) * pieces * piece_bytes;
+    const int64_t piece = index < chunks ? static_cast<int64_t>(opaque(block_y())) * scales + scale : scale % call.K;
+    from += piece * pieces * piece_bytes;
 #pragma unroll 1
     for (int i = 0; i < pieces; ++i) {
       fetch(shared + buffer(item) + i * pitch, from + static_cast<int64_t>(i) * piece_bytes, bytes, threads);
@@ -343,7 +351,7 @@ void windows_kernel(ForwardCall call) {
       const int last = P::kChunks && q + adjacency_steps < steps ? q + adjacency_steps : steps;
       const int w = opaque(warp_index());
       const int group = w % call.groups, part = w / call.groups % call.parts, set = w / (call.groups * call.parts);
-      if (set * P::kWindows < windows) {
+      if (set * P::kWindows < place_of_block(call).windows) {
         int first_row[P::kWindows];  // of Z
 #pragma unroll
         for (int i = 0; i < P::kWindows; ++i) {
@@ -362,6 +370,8 @@ void windows_kernel(ForwardCall call) {
     } while (P::kChunks && q < steps);
     if (!complete) continue;
     const int slice = block_y() * call.slices_per_block + scale / call.K;
+    const Place place = place_of_block(call);
+    const int64_t first_window = static_cast<int64_t>(place.clip) * call.windows + place.first_window;
     if (collapses) {
       block_barrier();  // nobody reads Z and A any more: y goes over them
       fetch_collapse<T>(call, slice, 0);
@@ -370,16 +380,15 @@ void windows_kernel(ForwardCall call) {
                        o - slice * call.groups * kGroup, d, bias0, bias1, node < call.nodes, node + 1 < call.nodes);
       });
     } else {
-      T* const to =
-          static_cast<T*>(call.y) + (static_cast<int64_t>(clip) * call.windows + first_window) * call.nodes * call.O;
+      T* const to = static_cast<T*>(call.y) + first_window * call.nodes * call.O;
       leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
-        const bool stored = window < windows && o < call.O;
+        const bool stored = window < place.windows && o < call.O;
         store_nodes(to + (window * call.nodes + node) * call.O + o, call.O, d, bias0, bias1, call.relu,
                     stored && node < call.nodes, stored && node + 1 < call.nodes);
       });
     }
     if (collapses) {
-      collapse<T>(call, slice, static_cast<int64_t>(clip) * call.windows + first_window, windows);
+      collapse<T>(call, slice, first_window, place.windows);
       if (scale + 1 < scales) {
         block_barrier();  // nobody reads y and the collapse's weights any more
         fetch_item(item);
