@@ -186,7 +186,7 @@ BUGS = [
     bug(
         "missing tail guard",
         WINDOWS,
-        r"const bool stored = window < windows && o",
+        r"const bool stored = window < place.windows && o",
         "const bool stored = o",
         "windows_17_3",
         "any",
