@@ -211,8 +211,8 @@ BUGS = [
     bug(
         "overlapping blocks",
         WINDOWS,
-        r"block_x\(\) % tiles \* call\.tile_windows",
-        "block_x() % tiles * (call.tile_windows - 1)",
+        r"\(block - clip \* tiles\) \* call\.tile_windows",
+        "(block - clip * tiles) * (call.tile_windows - 1)",
         "windows_25_3",
         "block race",
     ),
