@@ -1,4 +1,5 @@
-// Every operator of the library in one block, and the module that Python imports so that this block runs.
+// Every operator of the library, those of a GPU by torch/gpu_operators.h, and the module that Python imports so that
+// they are registered.
 //
 // Shapes, types and strides are checked by the functions registered here. Fake kernels and autograd stand in
 // msg3d_fast/ops.py.
@@ -7,41 +8,13 @@
 
 #include "torch/collapse.h"
 #include "torch/folded.h"
+#include "torch/gpu_operators.h"
 #include "torch/info.h"
 #include "torch/ms_g3d.h"
-#include "torch/ms_g3d_arguments.h"
-#include "torch/ms_g3d_cuda.h"
-#include "torch/ms_g3d_cuda_plan.h"
 #include "torch/mstcn.h"
-#include "torch/mstcn_cuda.h"
 
 STABLE_TORCH_LIBRARY(msg3d_fast, m) {
-  m.def(
-      "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation,"
-      " bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_layout(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
-      " int window_dilation, bool tf32=False) -> int");
-  m.def(
-      "ms_g3d_pack(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
-      " int window_dilation, bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
-      " int window_dilation, Tensor? packed=None, int layout=0, bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
-      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation,"
-      " Tensor? packed=None, int layout=0, bool tf32=False) -> ()");
-  m.def(
-      "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu,"
-      " Tensor? h_bias=None, Tensor? out_bias=None) -> ()");
-  m.def(
-      "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
-      " int window_dilation, bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_backward_parameters(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
-      " int window_dilation, bool need_A, bool need_weight, bool need_bias)"
-      " -> (Tensor grad_A, Tensor grad_weight, Tensor grad_bias)");
+  msg3d::binding::gpu::define_operators(m);
 
   m.def(
       "ms_g3d_backward(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
@@ -51,11 +24,6 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       "ms_g3d_plan(str pass_name, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
       " int window_dilation, bool float64) -> str");
   m.def("ms_g3d_set_order(str name) -> bool");
-  m.def(
-      "ms_g3d_cuda_plan(str dtype, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
-      " int window_dilation, int out_channels, int arch, int multiprocessors, int shared_bytes) -> str");
-  m.def("ms_g3d_set_cuda_plan(str name) -> ()");
-  m.def("device_limits(int index) -> str");
   m.def(
       "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent,"
       " Tensor? absent=None)"
@@ -86,7 +54,6 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       " -> (Tensor grad_x, Tensor grad_weight_in, Tensor grad_weight_time, Tensor grad_weight_residual,"
       " Tensor grad_norm_p, Tensor grad_norm_z, Tensor grad_norm_r)");
 
-  m.def("format_conversions() -> int");
   m.def("info() -> str");
   m.def("set_isa(str name) -> bool");
 }
@@ -106,27 +73,16 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
 }
 
 #ifdef MSG3D_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CUDA, m) {
-  m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
-  m.impl("ms_g3d_layout", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_layout));
-  m.impl("ms_g3d_pack", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_pack));
-  m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
-  m.impl("ms_g3d_collapse", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_collapse));
-  m.impl("mstcn_folded", TORCH_BOX(&msg3d::binding::gpu::mstcn_folded));
-  m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_input));
-  m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_parameters));
-}
+STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CUDA, m) { msg3d::binding::gpu::implement_operators(m); }
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CompositeExplicitAutograd, m) {
   m.impl("ms_g3d_plan", TORCH_BOX(&msg3d::binding::ms_g3d_plan));
   m.impl("ms_g3d_set_order", TORCH_BOX(&msg3d::binding::ms_g3d_set_order));
-  m.impl("ms_g3d_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_cuda_plan));
-  m.impl("ms_g3d_set_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_set_cuda_plan));
+  msg3d::binding::gpu::implement_plans(m);
 #ifdef MSG3D_WITH_CUDA
   m.impl("device_limits", TORCH_BOX(&msg3d::binding::gpu::device_limits_of));
 #endif
-  m.impl("format_conversions", TORCH_BOX(&msg3d::binding::format_conversions));
   m.impl("info", TORCH_BOX(&msg3d::binding::info));
   m.impl("set_isa", TORCH_BOX(static_cast<bool (*)(std::string)>(&msg3d::binding::set_isa)));
 }

@@ -5,10 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../csrc/kernels/simt/device.h"
-#include "../../csrc/torch/ms_g3d_arguments.h"
-#include "../../csrc/torch/ms_g3d_cuda.h"
-#include "../../csrc/torch/ms_g3d_cuda_plan.h"
-#include "../../csrc/torch/mstcn_cuda.h"
+#include "../../csrc/torch/gpu_operators.h"
 #include "control.h"
 
 namespace msg3d {
@@ -43,60 +40,18 @@ int64_t emulated_launches() { return simt::emulator::launches(); }
 }  // namespace msg3d
 
 STABLE_TORCH_LIBRARY(msg3d_fast_emulated, m) {
-  m.def(
-      "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation,"
-      " bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_layout(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
-      " int window_dilation, bool tf32=False) -> int");
-  m.def(
-      "ms_g3d_pack(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
-      " int window_dilation, bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_relu(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
-      " int window_dilation, Tensor? packed=None, int layout=0, bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_collapse(Tensor x, Tensor A, Tensor weight, Tensor? bias, Tensor fold, Tensor? fold_bias,"
-      " Tensor(a!) out, bool accumulate, bool relu, int window_size, int window_stride, int window_dilation,"
-      " Tensor? packed=None, int layout=0, bool tf32=False) -> ()");
-  m.def(
-      "mstcn_folded(Tensor h, Tensor weight, Tensor scale, Tensor(a!) out, int[] dilations, int stride, bool relu,"
-      " Tensor? h_bias=None, Tensor? out_bias=None) -> ()");
-  m.def(
-      "ms_g3d_backward_input(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
-      " int window_dilation, bool tf32=False) -> Tensor");
-  m.def(
-      "ms_g3d_backward_parameters(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
-      " int window_dilation, bool need_A, bool need_weight, bool need_bias)"
-      " -> (Tensor grad_A, Tensor grad_weight, Tensor grad_bias)");
-  m.def(
-      "ms_g3d_cuda_plan(str dtype, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"
-      " int window_dilation, int out_channels, int arch, int multiprocessors, int shared_bytes) -> str");
-  m.def("ms_g3d_set_cuda_plan(str name) -> ()");
-  m.def("device_limits(int index) -> str");
+  msg3d::binding::gpu::define_operators(m);
   m.def("set_device(int arch, int multiprocessors, int shared_bytes) -> ()");
   m.def("launches() -> int");
-  m.def("format_conversions() -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(msg3d_fast_emulated, CPU, m) {
-  m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::gpu::ms_g3d));
-  m.impl("ms_g3d_layout", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_layout));
-  m.impl("ms_g3d_pack", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_pack));
-  m.impl("ms_g3d_relu", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_relu));
-  m.impl("ms_g3d_collapse", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_collapse));
-  m.impl("mstcn_folded", TORCH_BOX(&msg3d::binding::gpu::mstcn_folded));
-  m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_input));
-  m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_backward_parameters));
-}
+STABLE_TORCH_LIBRARY_IMPL(msg3d_fast_emulated, CPU, m) { msg3d::binding::gpu::implement_operators(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(msg3d_fast_emulated, CompositeExplicitAutograd, m) {
-  m.impl("ms_g3d_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_cuda_plan));
-  m.impl("ms_g3d_set_cuda_plan", TORCH_BOX(&msg3d::binding::gpu::ms_g3d_set_cuda_plan));
+  msg3d::binding::gpu::implement_plans(m);
   m.impl("device_limits", TORCH_BOX(&msg3d::binding::gpu::device_limits_of));
   m.impl("set_device", TORCH_BOX(&msg3d::binding::gpu::emulated_set_device));
   m.impl("launches", TORCH_BOX(&msg3d::binding::gpu::emulated_launches));
-  m.impl("format_conversions", TORCH_BOX(&msg3d::binding::format_conversions));
 }
 
 PyMODINIT_FUNC PyInit__emulated() {
