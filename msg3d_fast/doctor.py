@@ -147,6 +147,8 @@ def _gpu_plan(name: str, limits: dict[str, int], network: list[Layer], tf32: boo
             else:
                 launch = f"{p['blocks']:6} {p['waves']:5} {p['shared_bytes'] / 1024:6.1f}"
                 lines.append(f"{words}  {launch}  {p['tile']}{forced}")
+                refused = (why for why in p["backward"].values() if why and not collapse)
+                lines += [f"{'':{len(layer.words)}}  {'':19}  backwards multiply-adds: {why}" for why in refused]
     return lines
 
 

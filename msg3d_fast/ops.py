@@ -78,7 +78,8 @@ def ms_g3d(
 
     Precision: float32 on a GPU (and `emulated`) is exact multiply-adds, unless torch allows tf32 for matrix products
     (`torch.backends.cuda.matmul.allow_tf32`): then operands are rounded to ten bits of mantissa and sums stay float32,
-    forwards and for x's gradient where window_size and window_stride are 1.
+    forwards and backwards (the bias' gradient is such a sum alone). Sizes of which no tile fits into a GPU's shared
+    memory stay exact: `msg3d-fast doctor --plan` names them.
 
     Equivalent to `reference.ms_g3d`.
     """
@@ -259,11 +260,11 @@ def _fake_backward_input(gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *wind
 
 
 def _fake_backward_parameters(
-    gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window_and_needs: int
+    gy: Tensor, x: Tensor, A: Tensor, weight: Tensor, *window_needs_and_tf32: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, A, weight, None, *window_and_needs[:3])
-    shapes = (A.shape, weight.shape, weight.shape[:1])
-    grads = [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, window_and_needs[3:], strict=True)]
+    _check(x, A, weight, None, *window_needs_and_tf32[:3])
+    shapes, needs = (A.shape, weight.shape, weight.shape[:1]), window_needs_and_tf32[3:6]
+    grads = [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
     return grads[0], grads[1], grads[2]
 
 
@@ -284,8 +285,9 @@ def _register(namespace: str) -> None:
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, A, weight = ctx.saved_tensors
         need_x, *needs = ctx.needs_input_grad[:4]
-        grad_x = native.ms_g3d_backward_input(gy, x, A, weight, *ctx.window, ctx.tf32) if need_x else None
-        grads = native.ms_g3d_backward_parameters(gy, x, A, weight, *ctx.window, *needs) if any(needs) else (None,) * 3
+        common = gy, x, A, weight, *ctx.window
+        grad_x = native.ms_g3d_backward_input(*common, ctx.tf32) if need_x else None
+        grads = native.ms_g3d_backward_parameters(*common, *needs, ctx.tf32) if any(needs) else (None,) * 3
         return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 4
 
     torch.library.register_fake(f"{namespace}::ms_g3d", _fake)

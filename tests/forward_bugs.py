@@ -15,6 +15,7 @@ from emulator import Mutation
 from forward_kernels import Shape
 from test_cuda_forward import SHAPES
 
+ELEMENTS = "csrc/kernels/ms_g3d/cuda/elements.h"
 FRAMES, WINDOWS, FEW, WHOLE, AGGREGATION, HEADER, COLLAPSE, PACKING = (
     f"{forward.FOLDER}/{name}"
     for name in (

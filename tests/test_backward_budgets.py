@@ -43,13 +43,15 @@ needs_nvcc = pytest.mark.skipif(emulator.find_nvcc() is None, reason="needs nvcc
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["80", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("90", "100", "120"))])
+@pytest.mark.parametrize(
+    "arch", ["80", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("86", "90", "100", "120"))]
+)
 @pytest.mark.parametrize("name", ["grad_x", "grad_weight", "grad_A"])
 def test_the_binary(name: str, arch: str, tmp_path: Path) -> None:
     """No spills, at most 255 registers for eight warps, tensor cores, asynchronous copies of 16 bytes."""
     cubin = tmp_path / "kernel.cubin"
     found = resources(f"{FOLDER}/{name}.cu", arch, cubin)
-    assert len(found) == 6  # three tiles of two types
+    assert len(found) == 9  # three tiles of three types
     for kernel, needs in found.items():
         assert needs.registers <= 255, kernel
         assert (needs.stack, needs.spilt) == (0, 0), kernel

@@ -48,9 +48,12 @@ def test_values_and_gradients(problem: Problem, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("problem", [*TF32, *NETWORK], ids=lambda problem: problem.name)
 def test_tf32_where_torch_allows_it(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    y = ops.ms_g3d(*on_gpu(problem, torch.float32).values(), *problem.window)
-    exact = reference_answer(problem, torch.float64)["y"]
-    assert error(y.cpu(), exact) <= 3 * UNIT
+    inputs, exact = on_gpu(problem, torch.float32), reference_answer(problem, torch.float64)
+    y = ops.ms_g3d(*inputs.values(), *problem.window)
+    gy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    found = [y.detach(), *torch.autograd.grad(y, list(inputs.values()), gy)]
+    for name, tensor in zip(exact, found, strict=True):
+        assert error(tensor.cpu(), exact[name]) <= 3 * UNIT, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])

@@ -1,7 +1,7 @@
 """Bugs seeded into the kernels of frames and windows, each by name, and the check that catches it."""
 
 import pytest
-from forward_bugs import COLLAPSE, FRAMES, HEADER, PACKING, WINDOWS, Bug, assert_a_dozen, assert_caught, bug
+from forward_bugs import COLLAPSE, ELEMENTS, FRAMES, PACKING, WINDOWS, Bug, assert_a_dozen, assert_caught, bug
 
 BUGS = [
     bug("missing wait", FRAMES, r"cp_async_wait<0>\(\);", "", "frames_17", "copy not waited for"),
@@ -262,7 +262,7 @@ BUGS = [
         "values",
     ),
     bug("unshifted copy of A", PACKING, r"lane % 4 \* 2 - frame \* call\.V % 8", "lane % 4 * 2", "frames_17", "values"),
-    bug("wrong row of a channel", HEADER, r"2 \* \(r - 8\) \+ 1", "2 * (r - 8)", "frames_17", "values"),
+    bug("wrong row of a channel", ELEMENTS, r"2 \* \(r - 8\) \+ 1", "2 * (r - 8)", "frames_17", "values"),
 ]
 
 

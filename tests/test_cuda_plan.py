@@ -62,12 +62,10 @@ def test_tf32_fits_or_says_what_it_needs(layer: str, device: str) -> None:
     else:
         assert found["kernel"] == kind
         assert found["shared_bytes"] <= LIMITS[device]["shared_bytes"]
-    backward = found["backward"]
-    assert backward["parameters_refused"].startswith("tf32 has no ")
-    refused = "O is odd" if layer == "stage1_gcn" else ""  # O takes the place of C
-    if "gcn" not in layer:
-        refused = "tf32 has no backward kernel for windows"
-    assert backward["input_refused"] == refused
+    small = f"no tile of four warps fits into {LIMITS[device]['shared_bytes']} bytes of shared memory"
+    small = small if (layer, device) == ("stage1_w5", "RTX 3090") else ""  # five frames of 25 joints at once
+    assert found["backward"]["input_refused"] == (small and f"grad_x: {small}")
+    assert found["backward"]["parameters_refused"] == (small and f"grad_weight: {small}")
 
 
 def test_the_collapse_has_a_plan_of_its_own() -> None:

@@ -1,9 +1,13 @@
-"""Bugs seeded into what the forward kernels do in tf32 alone, each by name, and the check that catches it.
+"""Bugs seeded into what the kernels do in tf32 alone, each by name, and the check that catches it.
 
-What they share with 16-bit types has its bugs in test_cuda_forward_bugs.py.
+What they share with 16-bit types has its bugs in test_cuda_forward_bugs.py and test_backward_mutations.py.
 """
 
+from dataclasses import replace
+
+import emulator
 import pytest
+import test_backward_mutations as mutations
 from forward_bugs import AGGREGATION, COLLAPSE, FRAMES, HEADER, PACKING, WHOLE, WINDOWS, Bug, assert_caught, bug
 
 BUGS = [
@@ -36,7 +40,7 @@ BUGS = [
         "simt::cp_async_wait<1>();", "windows_17_3", "any"),
     bug("x not rounded to its end", HEADER, r"i < bytes; i \+= threads \* 16\) \{\n\s+unsigned",
         "i < bytes - 4096; i += threads * 16) { unsigned", "windows_17_3", "values"),
-    bug("wrong place of a node", HEADER, r"simt::store_vector\(y \+ O,", "simt::store_vector(y + O + 2,",
+    bug("wrong place of a node", HEADER, r"store_pair\(y \+ O,", "store_pair(y + O + 2,",
         "windows_17_3", "any"),
     bug("channels in the order of 16-bit types", PACKING, r"per == 2 \? place", "true ? place", "windows_17_3",
         "values"),
@@ -62,6 +66,69 @@ BUGS = [
     bug("stale sum", COLLAPSE, r"sum0 \+= simt::bits_float\(pair\.x\), sum1", "sum0 = simt::bits_float(pair.x), sum1",
         "collapse_25_3", "values"),
 ]  # fmt: skip
+RAGGED, RING = (replace(shape, tf32=True) for shape in (mutations.RAGGED, mutations.RING))
+
+
+def backward_bug(gradient: str, name: str, file: str, old: str, new: str, *caught: str) -> mutations.Bug:
+    return mutations.bug(gradient, name, file, old, new, RING if gradient == "A" else RAGGED, *caught)
+
+
+# fmt: off
+BACKWARD_BUGS = [
+    backward_bug("x", "gy not rounded", "gather.h", "round_operands<T>(a[0]);", "", "values"),
+    backward_bug("x", "every other channel not rounded", "gather.h", "round_operands<T>(a[1]);", "", "values"),
+    backward_bug("x", "wrong swizzle of gy", "gather.h", "((lane >> 3) & 3) + (lane & 4)", "((lane >> 2) & 7)",
+        "values"),
+    backward_bug("x", "missing tail guard", "gather.h", "upper * 4, row = at < end ? first_row + at : zeros",
+        "upper * 4, row = first_row + at", "uninitialised read", "values"),
+    backward_bug("x", "rows in another order", "gather.h", "a[0][2 * upper] = four.x, a[0][2 * upper + 1] = four.y",
+        "a[0][upper] = four.x, a[0][2 + upper] = four.y", "values"),
+    backward_bug("x", "A not rounded", "backward.cu", "to_tf32(value(step * 8",
+        "float_bits(value(step * 8", "values"),
+    backward_bug("x", "A in the order of 16-bit types", "backward.cu", "value(step * 8 + (lane & 3) + upper * 4)",
+        "value(step * 8 + (lane & 3) * 2 + upper)", "values"),
+    backward_bug("x", "weights not rounded", "backward.cu", "word = to_tf32(p.value", "word = float_bits(p.value",
+        "values"),
+    backward_bug("x", "weights in the order of memory", "backward.cu", "gathered_channel<T>(step / 2, row), k, c));",
+        "step / 2 * 16 + row, k, c));", "values"),
+    backward_bug("x", "H not rounded", "grad_x.cu", "first = to_tf32(from[0])", "first = float_bits(from[0])",
+        "values"),
+    backward_bug("x", "halves exchanged", "grad_x.cu", "b[n][0] = (low & 0xffffu) | (high << 16)",
+        "b[n][0] = (high & 0xffffu) | (low << 16)", "values"),
+    backward_bug("x", "half of the steps", "grad_x.cu", "kSteps = 32 / kPerStep<T>", "kSteps = 16 / kPerStep<T>",
+        "values", "out of bounds", "uninitialised read"),
+    backward_bug("x", "rows of H in another order", "grad_x.cu", "from = h[n][step / 2] + step % 2 * 2",
+        "from = h[n][step % 2] + step / 2 * 2", "values"),
+    backward_bug("weight", "x not rounded", "grad_weight.cu", "round_operands<T>(b);", "", "values"),
+    backward_bug("weight", "H not rounded", "grad_weight.cu", "Bits128{to_tf32(d[0])", "Bits128{float_bits(d[0])",
+        "values"),
+    backward_bug("weight", "joints in another order", "grad_weight.cu", "to_tf32(d[2]), to_tf32(d[1])",
+        "to_tf32(d[1]), to_tf32(d[2])", "values"),
+    backward_bug("weight", "joints of another half", "grad_weight.cu", "joint + (lane & 3) * 2, chunk",
+        "joint + (lane & 3), chunk", "values"),
+    backward_bug("weight", "one channel of four", "grad_weight.cu", "byte = (lane >> 2 & 3) * 4",
+        "byte = (lane >> 3 & 3) * 4", "values"),
+    backward_bug("weight", "channels in the order of memory", "grad_weight.cu",
+        "gathered_channel<T>(i / 2, (lane >> 2) + i % 2 * 8)", "i * 8 + (lane >> 2)", "values"),
+    backward_bug("weight", "missing tail guard of joints", "grad_weight.cu", "row_of(u + i)",
+        "frame * p.V + u + i", "values", "uninitialised read", "out of bounds"),
+    backward_bug("weight", "H over its neighbour", "grad_weight.cu", "kTileBytes = 128 * sizeof(T)",
+        "kTileBytes = 256", "race", "values"),
+    backward_bug("A", "x not rounded", "grad_A.cu", "round_operands<T>(a);", "", "values"),
+    backward_bug("A", "gy not rounded", "grad_A.cu", "round_operands<T>(b);", "", "values"),
+    backward_bug("A", "Z not rounded", "grad_A.cu", "Bits64{to_tf32(d[0])", "Bits64{float_bits(d[0])", "values"),
+    backward_bug("A", "channels of Z in another order", "grad_A.cu", "n + (l & 2) * 2", "n * 2 + (l & 2) / 2",
+        "values"),
+    backward_bug("A", "two lanes at one place", "grad_A.cu", "+ (l & 1) * 8", "", "race"),
+    backward_bug("A", "half of the steps", "grad_A.cu", "k < 32 / kPerStep<T>", "k < 2", "values"),
+    backward_bug("A", "weights in the order of memory", "backward.cu",
+        "z_channel<T>(static_cast<int>(place % 32))", "place % 32", "values"),
+    backward_bug("A", "weights not rounded", "backward.cu", "from_float<T>(p.value<T>(o, k, c))",
+        "stored<T>(p.value<T>(o, k, c))", "values"),
+    backward_bug("A", "rows of 16-bit types", "rows.h", "kRow32Chunks = 32 / kPerChunk<T>", "kRow32Chunks = 4",
+        "values", "race", "uninitialised read", "copy not waited for"),
+]
+# fmt: on
 
 
 @pytest.mark.slow
@@ -70,7 +137,15 @@ def test_seeded_bug_is_caught(bug: Bug) -> None:
     assert_caught(bug, tf32=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeded", BACKWARD_BUGS, ids=lambda seeded: f"grad_{seeded.gradient}: {seeded.name}")
+def test_a_seeded_bug_of_a_gradient_is_caught(seeded: mutations.Bug) -> None:
+    assert mutations.caught_as(mutations.with_the_bug(seeded, "tf32"), seeded) in seeded.caught
+
+
 def test_the_table_fits_the_kernels() -> None:
+    for seeded in BACKWARD_BUGS:
+        assert emulator.Mutation(seeded.name, seeded.file, seeded.pattern, seeded.replacement).apply()
     assert len(BUGS) >= 12
     assert len({bug.name for bug in BUGS}) == len(BUGS)
     for seeded in BUGS:

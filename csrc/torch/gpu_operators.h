@@ -36,7 +36,7 @@ void define_operators(Library& m) {
       " int window_dilation, bool tf32=False) -> Tensor");
   m.def(
       "ms_g3d_backward_parameters(Tensor gy, Tensor x, Tensor A, Tensor weight, int window_size, int window_stride,"
-      " int window_dilation, bool need_A, bool need_weight, bool need_bias)"
+      " int window_dilation, bool need_A, bool need_weight, bool need_bias, bool tf32=False)"
       " -> (Tensor grad_A, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "ms_g3d_cuda_plan(str dtype, int N, int C, int T, int V, int K, int O, int window_size, int window_stride,"

@@ -96,7 +96,7 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
                                                               const Tensor& weight, int64_t window_size,
                                                               int64_t window_stride, int64_t window_dilation,
-                                                              bool need_A, bool need_weight, bool need_bias) {
+                                                              bool need_A, bool need_weight, bool need_bias, bool) {
   const ms_g3d::Problem p =
       check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
   check_gy(gy, x, p);
@@ -124,8 +124,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tenso
       x.scalar_type() == ScalarType::Float ? current_wide_isa().f32.width : current_wide_isa().f64.width;
   const auto pass = ms_g3d::Pass::kBackwardParameters;
   if (ms_g3d::make_plan(p, pass, width, x.element_size(), order_choice.load()).order != ms_g3d::Order::kProjectFirst) {
-    const auto [grad_A, grad_weight, _] =
-        ms_g3d_backward_parameters(gy, x, A, weight, window_size, window_stride, window_dilation, true, true, false);
+    const auto [grad_A, grad_weight, _] = ms_g3d_backward_parameters(gy, x, A, weight, window_size, window_stride,
+                                                                     window_dilation, true, true, false, false);
     return {ms_g3d_backward_input(gy, x, A, weight, window_size, window_stride, window_dilation, false), grad_A,
             grad_weight};
   }

@@ -24,7 +24,7 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
                                                               const Tensor& weight, int64_t window_size,
                                                               int64_t window_stride, int64_t window_dilation,
-                                                              bool need_A, bool need_weight, bool need_bias);
+                                                              bool need_A, bool need_weight, bool need_bias, bool tf32);
 
 // (grad_x, grad_A, grad_weight) in one walk, which costs less than the two above.
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tensor& x, const Tensor& A,

@@ -253,7 +253,8 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
                                                               const Tensor& weight, int64_t window_size,
                                                               int64_t window_stride, int64_t window_dilation,
-                                                              bool need_A, bool need_weight, bool need_bias) {
+                                                              bool need_A, bool need_weight, bool need_bias,
+                                                              bool tf32) {
   const Problem p = checked(x, A, weight, std::nullopt, window_size, window_stride, window_dilation);
   check_gy(gy, x, p);
   const OnDevice device(x);
@@ -265,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
   const auto data = [](bool needed, const Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
   const Tensor dense_x = activation(x), dense_gy = activation(gy);
   const Type type = type_of(x);
-  const auto tensor_cores = planned_backward(p, type, limits_of(device));
+  const auto tensor_cores = planned_backward(p, product_type(x, tf32), limits_of(device));
   const bool by_tensor_cores = tensor_cores.parameters_refused.empty() && p.N > 0 && (need_A || need_weight);
   const auto plain =
       ms_g3d::plain::plan_parameters(p, type, need_A && !by_tensor_cores, need_weight && !by_tensor_cores, need_bias);
@@ -273,8 +274,9 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, 
   int status = 0;
   if (by_tensor_cores) {
     const ms_g3d::cuda::Gradients out{data(need_A, grad_A), data(need_weight, grad_weight), type};
-    status = ms_g3d::cuda::grad_parameters(p, type, tensor_cores, pointers(dense_x, A, weight, nullptr),
-                                           dense_gy.const_data_ptr(), out, workspace.get(), device.stream());
+    status =
+        ms_g3d::cuda::grad_parameters(p, product_type(x, tf32), tensor_cores, pointers(dense_x, A, weight, nullptr),
+                                      dense_gy.const_data_ptr(), out, workspace.get(), device.stream());
   }
   if (!status) {
     status = ms_g3d::plain::backward_parameters(

@@ -47,6 +47,6 @@ Tensor ms_g3d_backward_input(const Tensor& gy, const Tensor& x, const Tensor& A,
 std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward_parameters(const Tensor& gy, const Tensor& x, const Tensor& A,
                                                               const Tensor& weight, int64_t window_size,
                                                               int64_t window_stride, int64_t window_dilation,
-                                                              bool need_A, bool need_weight, bool need_bias);
+                                                              bool need_A, bool need_weight, bool need_bias, bool tf32);
 
 }  // namespace msg3d::binding::gpu

@@ -14,7 +14,9 @@ cuda::Device device(int64_t shared_kb, int64_t multiprocessors) {
   return {80, static_cast<int>(multiprocessors), static_cast<int>(shared_kb * 1024)};
 }
 
-cuda::Type type_of(int64_t half) { return half ? cuda::Type::kFloat16 : cuda::Type::kBFloat16; }
+cuda::Type type_of(int64_t tf32, int64_t half) {
+  return tf32 ? cuda::Type::kTf32 : half ? cuda::Type::kFloat16 : cuda::Type::kBFloat16;
+}
 
 cuda::Pointers pointers(const Sizes& s, const void* x, const void* A, const void* A_res, const void* weight,
                         bool transposed) {
@@ -36,9 +38,9 @@ extern "C" {
 // ahead; grad_A's window groups, slices of nodes and pieces per tile;
 // whether grad_x is a forward pass.
 int backward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
-                  int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors) {
+                  int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t tf32) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
-  const auto plan = cuda::plan_backward(s.problem(), cuda::Type::kBFloat16, device(shared_kb, multiprocessors));
+  const auto plan = cuda::plan_backward(s.problem(), type_of(tf32, 0), device(shared_kb, multiprocessors));
   const auto &x = plan.grad_x, &w = plan.grad_weight;
   const auto& a = plan.grad_A;
   const int64_t values[] = {!plan.input_refused.empty() + 2 * !plan.parameters_refused.empty(),
@@ -70,22 +72,22 @@ int backward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int6
 
 int backward_input(const void* x, const void* A, const void* A_res, const void* weight, const void* gy, void* grad_x,
                    void* workspace, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
-                   int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t half,
+                   int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t tf32, int64_t half,
                    int64_t transposed) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
-  const auto plan = cuda::plan_backward(s.problem(), type_of(half), device(shared_kb, multiprocessors));
-  return cuda::grad_input(s.problem(), type_of(half), plan, pointers(s, x, A, A_res, weight, transposed), gy, grad_x,
+  const auto plan = cuda::plan_backward(s.problem(), type_of(tf32, half), device(shared_kb, multiprocessors));
+  return cuda::grad_input(s.problem(), type_of(tf32, half), plan, pointers(s, x, A, A_res, weight, transposed), gy, grad_x,
                           workspace, nullptr);
 }
 
 int backward_parameters(const void* x, const void* A, const void* A_res, const void* weight, const void* gy,
                         void* grad_A, void* grad_weight, void* workspace, int64_t N, int64_t C, int64_t T, int64_t V,
                         int64_t K, int64_t O, int64_t window, int64_t stride, int64_t dilation, int64_t shared_kb,
-                        int64_t multiprocessors, int64_t half, int64_t transposed, int64_t in_float) {
+                        int64_t multiprocessors, int64_t tf32, int64_t half, int64_t transposed, int64_t in_float) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
-  const auto plan = cuda::plan_backward(s.problem(), type_of(half), device(shared_kb, multiprocessors));
-  const cuda::Gradients out{grad_A, grad_weight, in_float ? cuda::Type::kFloat32 : type_of(half)};
-  return cuda::grad_parameters(s.problem(), type_of(half), plan, pointers(s, x, A, A_res, weight, transposed), gy, out,
+  const auto plan = cuda::plan_backward(s.problem(), type_of(tf32, half), device(shared_kb, multiprocessors));
+  const cuda::Gradients out{grad_A, grad_weight, in_float ? cuda::Type::kFloat32 : type_of(tf32, half)};
+  return cuda::grad_parameters(s.problem(), type_of(tf32, half), plan, pointers(s, x, A, A_res, weight, transposed), gy, out,
                                workspace, nullptr);
 }
 }

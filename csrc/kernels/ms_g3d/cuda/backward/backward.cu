@@ -34,12 +34,18 @@ void pack_adjacency_for_gather(PackGatherParameters p) {
       if (residual) sum += to_float(residual[(k * p.nodes + node) * p.nodes + source]);
       return sum;
     };
-    const int row = step * 16 + (lane & 3) * 2;
     const int64_t of_step = (rest - tile) * 256;
     const bool paired = tile < p.tiles / 2 * 2;
     const int at = paired ? tile / 2 * 512 + lane * 16 + tile % 2 * 8 : tile * 256 + lane * 8;
-    store_vector(static_cast<unsigned char*>(p.packed) + of_step + at,
-                 Bits64{pack_pair<T>(value(row), value(row + 1)), pack_pair<T>(value(row + 8), value(row + 9))});
+    const auto word = [&](int upper) {
+      if constexpr (kIsTf32<T>) {
+        return to_tf32(value(step * 8 + (lane & 3) + upper * 4));
+      } else {
+        const int row = step * 16 + (lane & 3) * 2 + upper * 8;
+        return pack_pair<T>(value(row), value(row + 1));
+      }
+    };
+    store_vector(static_cast<unsigned char*>(p.packed) + of_step + at, Bits64{word(0), word(1)});
   }
 }
 
@@ -47,21 +53,50 @@ struct PackWeightParameters {
   const void* weight;
   int64_t stride[3];
   void* packed;
-  int O, C, all_outputs, channels;
+  int O, C, K, all_outputs, channels;
+  int tiles;  // m16 tiles of a slice of channels
   int64_t count;
+
+  template <typename T>
+  SIMT_DEVICE float value(int64_t o, int64_t k, int64_t c) const {
+    const T* const from = static_cast<const T*>(weight);
+    return o < O && c < C ? to_float(from[o * stride[0] + k * stride[1] + c * stride[2]]) : 0.f;
+  }
 };
 
 template <typename T>
 SIMT_KERNEL(kPackThreads, 1)
-void pack_weight_rows(PackWeightParameters p) {
+void pack_weight_as_rows(PackWeightParameters p) {
   const int64_t index = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
   if (index < p.count) {
     const int64_t row = index / p.channels, c = index - row * p.channels, k = row / p.all_outputs;
-    const int64_t o = row - k * p.all_outputs;
-    const bool inside = o < p.O && c < p.C;
-    const T* const weight = static_cast<const T*>(p.weight);
-    static_cast<T*>(p.packed)[index] =
-        inside ? weight[o * p.stride[0] + k * p.stride[1] + c * p.stride[2]] : from_float<T>(0.f);
+    const int64_t place = row - k * p.all_outputs, o = place / 32 * 32 + z_channel<T>(static_cast<int>(place % 32));
+    static_cast<T*>(p.packed)[index] = from_float<T>(p.value<T>(o, k, c));
+  }
+}
+
+// One register of one lane a thread.
+template <typename T>
+SIMT_KERNEL(kPackThreads, 1)
+void pack_weight_as_operands(PackWeightParameters p) {
+  constexpr int kSteps = kChannelChunk / kPerStep<T>;
+  const int64_t index = static_cast<int64_t>(block_x()) * kPackThreads + thread_index();
+  if (index < p.count) {
+    const int part = static_cast<int>(index & 3), lane = static_cast<int>(index >> 2 & 31);
+    const int64_t rest = index >> 7, chunks = p.all_outputs / kChannelChunk;
+    const int tile = static_cast<int>(rest % p.tiles), step = static_cast<int>(rest / p.tiles % kSteps);
+    const int64_t k = rest / p.tiles / kSteps % p.K, of_scale = rest / p.tiles / kSteps / p.K;
+    const int64_t c = (of_scale / chunks * p.tiles + tile) * 16 + channel_of_row((lane >> 2) + part % 2 * 8);
+    const int64_t output = of_scale % chunks * kChannelChunk;
+    uint32_t word;
+    if constexpr (kIsTf32<T>) {  // the order in which GradX::turn leaves rows of H^T
+      const int row = (lane & 3) * 2 + part / 2 + step % 2 * 8;
+      word = to_tf32(p.value<T>(output + gathered_channel<T>(step / 2, row), k, c));
+    } else {
+      const int64_t o = output + gathered_channel<T>(step, (lane & 3) * 2 + part / 2 * 8);
+      word = pack_pair<T>(p.value<T>(o, k, c), p.value<T>(o + 1, k, c));
+    }
+    static_cast<uint32_t*>(p.packed)[index] = word;
   }
 }
 
@@ -95,6 +130,13 @@ namespace {
 
 Grid blocks_of(int64_t count) { return Grid{static_cast<unsigned>(ceil_div(count, kPackThreads))}; }
 
+PackWeightParameters weight_parameters(const Problem& p, const Pointers& in, void* packed) {
+  PackWeightParameters k{in.weight, {in.weight_stride[0], in.weight_stride[1], in.weight_stride[2]}, packed};
+  k.O = static_cast<int>(p.O), k.C = static_cast<int>(p.C), k.K = static_cast<int>(p.K);
+  k.all_outputs = static_cast<int>(ceil_div(p.O, kChannelChunk) * kChannelChunk);
+  return k;
+}
+
 }  // namespace
 
 int pack_for_gather(const Problem& p, Type type, const GatherPlan& plan, const Pointers& in, void* packed,
@@ -105,16 +147,28 @@ int pack_for_gather(const Problem& p, Type type, const GatherPlan& plan, const P
   k.slot_step = phases.slot_step, k.sets = phases.sets, k.steps = plan.set_steps;
   k.tiles = kGatherTiles[plan.tile].joint_tiles;
   k.count = plan.adjacency_bytes / 8;
-  const auto kernel = type == Type::kBFloat16 ? pack_adjacency_for_gather<bf16> : pack_adjacency_for_gather<half>;
+  const auto kernel = type == Type::kBFloat16  ? pack_adjacency_for_gather<bf16>
+                      : type == Type::kFloat16 ? pack_adjacency_for_gather<half>
+                                               : pack_adjacency_for_gather<tf32>;
   return launch(kernel, blocks_of(k.count), kPackThreads, 0, stream, k);
 }
 
-int pack_weight(const Problem& p, Type type, int channels, const Pointers& in, void* packed, void* stream) {
-  PackWeightParameters k{in.weight, {in.weight_stride[0], in.weight_stride[1], in.weight_stride[2]}, packed};
-  k.O = static_cast<int>(p.O), k.C = static_cast<int>(p.C), k.channels = channels;
-  k.all_outputs = static_cast<int>(ceil_div(p.O, kChannelChunk) * kChannelChunk);
-  k.count = p.K * k.all_outputs * channels;
-  const auto kernel = type == Type::kBFloat16 ? pack_weight_rows<bf16> : pack_weight_rows<half>;
+int pack_weight_rows(const Problem& p, Type type, int channels, const Pointers& in, void* packed, void* stream) {
+  PackWeightParameters k = weight_parameters(p, in, packed);
+  k.channels = channels, k.count = p.K * k.all_outputs * channels;
+  const auto kernel = type == Type::kBFloat16  ? pack_weight_as_rows<bf16>
+                      : type == Type::kFloat16 ? pack_weight_as_rows<half>
+                                               : pack_weight_as_rows<tf32>;
+  return launch(kernel, blocks_of(k.count), kPackThreads, 0, stream, k);
+}
+
+int pack_weight_operands(const Problem& p, Type type, const GatherPlan& plan, const Pointers& in, void* packed,
+                         void* stream) {
+  PackWeightParameters k = weight_parameters(p, in, packed);
+  k.tiles = plan.team * plan.channel_tiles, k.count = plan.weight_bytes / 4;
+  const auto kernel = type == Type::kBFloat16  ? pack_weight_as_operands<bf16>
+                      : type == Type::kFloat16 ? pack_weight_as_operands<half>
+                                               : pack_weight_as_operands<tf32>;
   return launch(kernel, blocks_of(k.count), kPackThreads, 0, stream, k);
 }
 

@@ -4,8 +4,9 @@
 //     H_k[f,u,o] = sum over windows t and slots w' with t*s + w'*d - p = f, and nodes (w,v), of
 //                  A[k,(w,v),(w',u)] * gy[t,(w,v),o],
 //
-// for up to kScales scales at once as H_k^T: 32 channels o are two m16 tiles, joints u are n8 tiles, the sum runs over
-// the rows (window, node) of gy in shared memory, which lie side by side for every frame: frames are taken in phases,
+// for up to kScales scales at once as H_k^T: 32 channels o are two m16 tiles (gathered_channel), joints u are n8 tiles,
+// the sum runs in steps of kPerStep over the rows (window, node) of gy in shared memory, which lie side by side for
+// every frame: frames are taken in phases,
 // f = phases*i + r with phases = lcm(s, d). Frames of a phase see the same slots w' = set + j*slot_step, and slot j of
 // frame i is window window_step*(i - j) + first_window, so consecutive frames share windows whatever stride and
 // dilation are. The last step's rows beyond the sum are a row of zeros: no neighbour's NaN gets in.
@@ -27,8 +28,8 @@ struct GatherParameters {
   int frames;       // of one clip
   int frame_tiles;  // of a phase
   int tile_frames;  // that a block holds
-  int set_steps;    // k16 steps of a set of slots in the packed A
-  int chunk_steps;  // k16 steps of A that are in shared memory at once
+  int set_steps;    // steps of a set of slots in the packed A
+  int chunk_steps;  // steps of A that are in shared memory at once
   int threads;      // of a block
 };
 
@@ -37,7 +38,10 @@ struct FrameTile {
   int clip, phase, first;        // frames phases*(first + i) + phase
   int set, slots, first_window;  // no slots: no window reads these frames
   int sum;                       // rows (window, node) that a frame sums over
-  SIMT_DEVICE int steps() const { return (sum + 15) / 16; }
+  template <typename T>
+  SIMT_DEVICE int steps() const {
+    return (sum + kPerStep<T> - 1) / kPerStep<T>;
+  }
 };
 
 SIMT_DEVICE FrameTile frame_tile(const GatherParameters& p, int index) {
@@ -72,22 +76,23 @@ SIMT_DEVICE void stage_gy(const GatherParameters& p, const FrameTile& tile, int 
   const T* const gy = static_cast<const T*>(p.gy);
   const int rows = gathered_rows(p, tile);
 #pragma unroll 1
-  for (int i = opaque(thread_index()); i < (rows + 1) * 4; i += p.threads) {
-    const int row = i >> 2, chunk = i & 3, slot = row / p.nodes, channel = first_channel + chunk * 8;
+  for (int i = opaque(thread_index()); i < (rows + 1) * kRow32Chunks<T>; i += p.threads) {
+    const int row = i / kRow32Chunks<T>, chunk = i % kRow32Chunks<T>, slot = row / p.nodes;
+    const int channel = first_channel + chunk * kPerChunk<T>;
     const int t = p.window_step * (tile.first + slot - (tile.slots - 1)) + tile.first_window;
     const bool inside = row < rows && t >= 0 && t < p.windows && channel < p.O;
     const int64_t node = (static_cast<int64_t>(tile.clip) * p.windows + t) * p.nodes + (row - slot * p.nodes);
-    cp_async<16>(shared + row32_offset(row, chunk), inside ? gy + node * p.O + channel : gy, inside ? 16 : 0);
+    cp_async<16>(shared + row32_offset<T>(row, chunk), inside ? gy + node * p.O + channel : gy, inside ? 16 : 0);
   }
 }
 
 // Starts the copies of steps [first_step, ...) of `scales` scales of the packed A.
-template <int JOINT_TILES>
+template <typename T, int JOINT_TILES>
 SIMT_DEVICE void stage_A(const GatherParameters& p, const FrameTile& tile, int first_scale, int scales, int first_step,
                          uint32_t shared) {
   constexpr int kStepBytes = JOINT_TILES * 256;
   const int sets = p.slot_step < p.window ? p.slot_step : p.window;
-  const int left = tile.steps() - first_step, steps = left < p.chunk_steps ? left : p.chunk_steps;
+  const int left = tile.steps<T>() - first_step, steps = left < p.chunk_steps ? left : p.chunk_steps;
   const unsigned char* const A = static_cast<const unsigned char*>(p.A);
 #pragma unroll 1
   for (int scale = 0; scale < scales; ++scale) {
@@ -101,23 +106,54 @@ SIMT_DEVICE void stage_A(const GatherParameters& p, const FrameTile& tile, int f
   }
 }
 
-// Adds the steps of one chunk of A for a warp's frame (its index within the tile) and `scales` scales, the first of
-// which stands at A.
-template <typename T, int JOINT_TILES, int SCALES>
-SIMT_DEVICE void gather(float (&h)[SCALES][JOINT_TILES][2][4], int scales, const GatherParameters& p,
-                        const FrameTile& tile, int frame, int first_step, uint32_t gy, const unsigned char* A) {
+// The channel, of 32, that row `row` of m16 tile `tile` of H_k^T holds. A lane reads sixteen bytes of a row of gy: in
+// tf32 they are four neighbours, in each tile two, and lanes of two fragment rows read chunks that differ in one bit,
+// which lie in other banks whatever the rows are.
+template <typename T>
+SIMT_HOST_DEVICE int gathered_channel(int tile, int row) {
+  if constexpr (kIsTf32<T>) {
+    return ((row & 7) >> 1) * 4 + (row & 1) * 16 + tile * 2 + (row >> 3);
+  } else {
+    return tile * 16 + row;
+  }
+}
+
+// gy^T of 32 channels and of a step's rows, as A operands. Rows beyond the sum are the row `zeros`.
+template <typename T>
+SIMT_DEVICE void load_gy(uint32_t (&a)[2][4], int gy, int first_row, int sum, int end, int zeros) {
   const int lane = opaque(lane_index());
-  const int left = tile.steps() - first_step, steps = left < p.chunk_steps ? left : p.chunk_steps;
-  const int zeros = gathered_rows(p, tile), chunk = (lane >> 3) & 1;
-  int sum = first_step * 16 + (lane & 7) + ((lane >> 4) & 1) * 8;
-  const unsigned char* from = A + lane * 16;
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step, sum += 16, from += JOINT_TILES * 256) {
-    const int row = sum < tile.sum ? frame * p.nodes + sum : zeros;
-    uint32_t a[2][4];
-    const uint32_t address = gy + row32_offset(row, chunk);
+  if constexpr (kIsTf32<T>) {
+    const int chunk = ((lane >> 3) & 3) + (lane & 4);
+#pragma unroll
+    for (int upper = 0; upper < 2; ++upper) {
+      const int at = sum + (lane & 3) + upper * 4, row = at < end ? first_row + at : zeros;
+      const Bits128 four = load_vector<Bits128>(shared_memory<unsigned char>(gy + row32_offset<T>(row, chunk)));
+      a[0][2 * upper] = four.x, a[0][2 * upper + 1] = four.y, a[1][2 * upper] = four.z, a[1][2 * upper + 1] = four.w;
+    }
+    round_operands<T>(a[0]);
+    round_operands<T>(a[1]);
+  } else {
+    const int at = sum + (lane & 7) + ((lane >> 4) & 1) * 8, row = at < end ? first_row + at : zeros;
+    const uint32_t address = shared_address(shared_memory<unsigned char>(gy)) + row32_offset<T>(row, (lane >> 3) & 1);
     ldmatrix_x4_trans(a[0], address);
     ldmatrix_x4_trans(a[1], address ^ 32);
+  }
+}
+
+// Adds the steps of one chunk of A for a warp's frame (its index within the tile) and `scales` scales, the first of
+// which stands at A. `gy`: where it begins in shared memory.
+template <typename T, int JOINT_TILES, int SCALES>
+SIMT_DEVICE void gather(float (&h)[SCALES][JOINT_TILES][2][4], int scales, const GatherParameters& p,
+                        const FrameTile& tile, int frame, int first_step, int gy, const unsigned char* A) {
+  const int lane = opaque(lane_index());
+  const int left = tile.steps<T>() - first_step, steps = left < p.chunk_steps ? left : p.chunk_steps;
+  const int zeros = gathered_rows(p, tile), first_row = frame * p.nodes;
+  int sum = first_step * kPerStep<T>;
+  const unsigned char* from = A + lane * 16;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step, sum += kPerStep<T>, from += JOINT_TILES * 256) {
+    uint32_t a[2][4];
+    load_gy<T>(a, gy, first_row, sum, tile.sum, zeros);
 #pragma unroll
     for (int s = 0; s < SCALES; ++s) {
       if (s >= scales) continue;
@@ -127,14 +163,14 @@ SIMT_DEVICE void gather(float (&h)[SCALES][JOINT_TILES][2][4], int scales, const
         const Bits128 b = load_vector<Bits128>(of_scale + pair * 512);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          mma_m16n8k16<T>(h[s][2 * pair][m], a[m], b.x, b.y);
-          mma_m16n8k16<T>(h[s][2 * pair + 1][m], a[m], b.z, b.w);
+          multiply_step<T>(h[s][2 * pair][m], a[m], b.x, b.y);
+          multiply_step<T>(h[s][2 * pair + 1][m], a[m], b.z, b.w);
         }
       }
       if constexpr (JOINT_TILES % 2 == 1) {
         const Bits64 b = load_vector<Bits64>(of_scale + (JOINT_TILES / 2) * 512 - lane * 8);
 #pragma unroll
-        for (int m = 0; m < 2; ++m) mma_m16n8k16<T>(h[s][JOINT_TILES - 1][m], a[m], b.x, b.y);
+        for (int m = 0; m < 2; ++m) multiply_step<T>(h[s][JOINT_TILES - 1][m], a[m], b.x, b.y);
       }
     }
   }

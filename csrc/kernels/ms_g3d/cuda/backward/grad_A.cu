@@ -15,7 +15,7 @@
 namespace msg3d::ms_g3d::cuda {
 
 struct GradAParameters {
-  const void *x, *gy, *weight;  // weight packed: (K, O to a multiple of 32, pitch * 8)
+  const void *x, *gy, *weight;  // weight packed: see pack_weight_rows in parts.h
   float* parts;                 // (splits, output chunks, window groups, K, nodes sources, nodes to a multiple of 8)
   int frames, windows, V, nodes, C, O, K, all_outputs;
   int window, stride, dilation, padding;
@@ -65,7 +65,7 @@ struct GradA {
     for (int i = opaque(thread_index()); i < scales * 32 * p.pitch; i += Tile::kThreads) {
       const int row = i / p.pitch, chunk = i - row * p.pitch;
       const int64_t from = static_cast<int64_t>(first_scale + (row >> 5)) * p.all_outputs + output + (row & 31);
-      cp_async<16>(to + row_offset(row, chunk, p.pitch), weight + (from * p.pitch + chunk) * 8);
+      cp_async<16>(to + row_offset(row, chunk, p.pitch), weight + (from * p.pitch + chunk) * kPerChunk<T>);
     }
   }
 
@@ -73,12 +73,13 @@ struct GradA {
     const T* const gy = static_cast<const T*>(p.gy);
     const uint32_t to = shared_address(shared_memory<unsigned char>(p.gy_offset));
 #pragma unroll 1
-    for (int i = opaque(thread_index()); i < p.tile_windows * p.nodes * 4; i += Tile::kThreads) {
-      const int row = i >> 2, chunk = i & 3, slot = row / p.nodes, channel = output + chunk * 8;
+    for (int i = opaque(thread_index()); i < p.tile_windows * p.nodes * kRow32Chunks<T>; i += Tile::kThreads) {
+      const int row = i / kRow32Chunks<T>, chunk = i % kRow32Chunks<T>, slot = row / p.nodes;
+      const int channel = output + chunk * kPerChunk<T>;
       const int t = p.phases * (tile.first + slot) + tile.phase;
       const bool inside = t < p.windows && channel < p.O;
       const int64_t node = (static_cast<int64_t>(tile.clip) * p.windows + t) * p.nodes + (row - slot * p.nodes);
-      cp_async<16>(to + row32_offset(row, chunk), inside ? gy + node * p.O + channel : gy, inside ? 16 : 0);
+      cp_async<16>(to + row32_offset<T>(row, chunk), inside ? gy + node * p.O + channel : gy, inside ? 16 : 0);
     }
   }
 
@@ -89,17 +90,19 @@ struct GradA {
     const uint32_t to = shared_address(plain);
 #pragma unroll 1
     for (int i = opaque(thread_index()); i < frames * p.V * p.pitch; i += Tile::kThreads) {
-      const int row = i / p.pitch, chunk = i - row * p.pitch, frame = row / p.V, c = chunk * 8;
+      const int row = i / p.pitch, chunk = i - row * p.pitch, frame = row / p.V, c = chunk * kPerChunk<T>;
       const int f = p.dilation * (first + frame) + tile.first_frame;
       const bool inside = f >= 0 && f < p.frames && c < p.C;
       const int64_t node = (static_cast<int64_t>(tile.clip) * p.frames + f) * p.V + (row - frame * p.V);
       const T* const from = inside ? x + node * p.C + c : x;
       const int at = row_offset(row, chunk, p.pitch);
-      if (p.C % 8 == 0) {
+      if (p.C % kPerChunk<T> == 0) {
         cp_async<16>(to + at, from, inside ? 16 : 0);
       } else {
 #pragma unroll 1
-        for (int j = 0; j < 8; ++j) plain[at / 2 + j] = inside && c + j < p.C ? from[j] : from_float<T>(0.f);
+        for (int j = 0; j < kPerChunk<T>; ++j) {
+          plain[at / sizeof(T) + j] = inside && c + j < p.C ? from[j] : from_float<T>(0.f);
+        }
       }
     }
   }
@@ -119,7 +122,7 @@ struct GradA {
       for (int i = 0; i < PT * 16; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0.f;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
-        uint32_t b[2][4];  // 32 channels o: (n8, k) tiles (0,0) (0,8) (8,0) (8,8), twice
+        uint32_t b[2][4];  // 32 channels o: n8 tiles 0 and 1, each both halves of the step, and 2 and 3
 #pragma unroll
         for (int half_ = 0; half_ < 2; ++half_) {
           const int row = scale * 32 + half_ * 16 + (lane & 7) + (lane >> 4) * 8;
@@ -131,21 +134,28 @@ struct GradA {
           const int wanted = first_row + m * 16 + (lane & 15), row = wanted < rows ? wanted : rows - 1;
           uint32_t a[4];
           ldmatrix_x4(a, x + row_offset(row, step * 2 + (lane >> 4), p.pitch));
+          round_operands<T>(a);
 #pragma unroll
-          for (int n = 0; n < 4; ++n) mma_m16n8k16<T>(sum[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+          for (int n = 0; n < 4; ++n) multiply_step<T>(sum[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
       }
 #pragma unroll
       for (int m = 0; m < PT; ++m) {
+        const int l = opaque(lane_index());  // addresses that are known before would spill
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
-          const int row = first_row + m * 16 + upper * 8 + (lane >> 2), frame = row / p.V;
+          const int row = first_row + m * 16 + upper * 8 + (l >> 2), frame = row / p.V;
           if (row >= rows) continue;
           const int at = (scale * p.slots + (first + frame) % p.slots) * p.V + (row - frame * p.V);
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
-            *reinterpret_cast<uint32_t*>(z + row32_offset(at, n) + (lane & 3) * 4) =
-                pack_pair<T>(sum[m][n][upper * 2], sum[m][n][upper * 2 + 1]);
+            const float* const d = sum[m][n] + upper * 2;
+            if constexpr (kIsTf32<T>) {
+              store_vector(z + row32_offset<T>(at, n + (l & 2) * 2) + (l & 1) * 8,
+                           Bits64{to_tf32(d[0]), to_tf32(d[1])});
+            } else {
+              *reinterpret_cast<uint32_t*>(z + row32_offset<T>(at, n) + (l & 3) * 4) = pack_pair<T>(d[0], d[1]);
+            }
           }
         }
       }
@@ -170,32 +180,33 @@ struct GradA {
     for (int window = group; window < tile.windows; window += p.window_groups) {
       const int base = p.slot_step * (tile.first + window) % p.slots;
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
+      for (int k = 0; k < 32 / kPerStep<T>; ++k) {
         uint32_t a[MT][4];
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
           if (m >= row_tiles) continue;
           const int slot = base + z_slot[m], wrapped = slot < p.slots ? slot : slot - p.slots;
-          ldmatrix_x4(a[m], z + row32_offset(z_row[m] + wrapped * p.V, k * 2 + (lane >> 4)));
+          ldmatrix_x4(a[m], z + row32_offset<T>(z_row[m] + wrapped * p.V, k * 2 + (lane >> 4)));
         }
 #pragma unroll
         for (int n = 0; n < NT; n += 2) {
           if (n >= node_tiles) continue;
           const int wanted = first_node + n * 8 + (lane & 7) + (lane >> 4) * 8;
           const int node = wanted < p.nodes ? wanted : p.nodes - 1;
-          const uint32_t from = gy + row32_offset(window * p.nodes + node, k * 2 + ((lane >> 3) & 1));
+          const uint32_t from = gy + row32_offset<T>(window * p.nodes + node, k * 2 + ((lane >> 3) & 1));
           const bool second = n + 1 < NT && n + 1 < node_tiles;
-          uint32_t b[4];
+          uint32_t b[4] = {};
           if (second) {
             ldmatrix_x4(b, from);
           } else {
             ldmatrix_x2(reinterpret_cast<uint32_t (&)[2]>(b), from);
           }
+          round_operands<T>(b);
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
             if (m >= row_tiles) continue;
-            mma_m16n8k16<T>(sum[m][n], a[m], b[0], b[1]);
-            if (second) mma_m16n8k16<T>(sum[m][n + 1 < NT ? n + 1 : n], a[m], b[2], b[3]);
+            multiply_step<T>(sum[m][n], a[m], b[0], b[1]);
+            if (second) multiply_step<T>(sum[m][n + 1 < NT ? n + 1 : n], a[m], b[2], b[3]);
           }
         }
       }
@@ -293,7 +304,8 @@ void grad_A(GradAParameters p) {
 int launch_grad_A(const Problem& p, Type type, const OuterPlan& plan, const Pointers& in, const void* gy,
                   const Gradients& out, unsigned char* workspace, void* stream) {
   float* const parts = reinterpret_cast<float*>(workspace + detail::aligned(plan.weight_bytes));
-  if (const int error = pack_weight(p, type, plan.pitch * 8, in, workspace, stream)) return error;
+  if (const int error = pack_weight_rows(p, type, plan.pitch * (type == Type::kTf32 ? 4 : 8), in, workspace, stream))
+    return error;
 
   const FramePhases phases = frame_phases(p);
   GradAParameters k{};
@@ -325,7 +337,11 @@ int launch_grad_A(const Problem& p, Type type, const OuterPlan& plan, const Poin
         return run(grad_A<GradATile<T, 2, 16, 2>>);
     }
   };
-  if (const int error = type == Type::kBFloat16 ? of_type(bf16{}) : of_type(half{})) return error;
+  if (const int error = type == Type::kBFloat16  ? of_type(bf16{})
+                        : type == Type::kFloat16 ? of_type(half{})
+                                                 : of_type(tf32{})) {
+    return error;
+  }
 
   const int64_t R = p.nodes(), width = ceil_div(R, 8) * 8;
   PartSum sum{parts, out.A, out.type, plan.parts, p.K * R * width};

@@ -13,7 +13,7 @@ namespace msg3d::ms_g3d::cuda {
 struct GradWeightParameters {
   GatherParameters gather;
   const void* x;
-  float* parts;  // (splits, K, O to a multiple of 32, slices * pitch * 8)
+  float* parts;  // (splits, K, O to a multiple of 32, slices * pitch * kPerChunk)
   int V, C, all_outputs, tiles, splits;
   int scales, scale_groups, output_chunks, slices, channel_tiles, pitch;
   int A_offset, x_offset, h_offset;
@@ -28,6 +28,7 @@ struct GradWeightTile {
   static constexpr int kChannelTiles = 6;
   static constexpr int kThreads = 256;  // at most
   static constexpr int kStepBytes = JOINT_TILES * 256;
+  static constexpr int kTileBytes = 128 * sizeof(T);  // of H^T: sixteen channels o, eight joints
 };
 
 template <class Tile>
@@ -48,84 +49,116 @@ struct GradWeight {
 #pragma unroll 1
     for (int i = opaque(thread_index()); i < (rows + 1) * p.pitch; i += p.gather.threads) {
       const int row = i / p.pitch, chunk = i - row * p.pitch, frame = row / p.V;
-      const int f = p.gather.phases * (tile.first + frame) + tile.phase, c = (slice * p.pitch + chunk) * 8;
+      const int f = p.gather.phases * (tile.first + frame) + tile.phase;
+      const int c = (slice * p.pitch + chunk) * kPerChunk<T>;
       const bool inside = row < rows && f < p.gather.frames && c < p.C && is_read(p.gather, tile, frame);
       const int64_t node = (static_cast<int64_t>(tile.clip) * p.gather.frames + f) * p.V + (row - frame * p.V);
       const T* const from = inside ? x + node * p.C + c : x;
       const int at = row_offset(row, chunk, p.pitch);
-      if (p.C % 8 == 0) {
+      if (p.C % kPerChunk<T> == 0) {
         cp_async<16>(to + at, from, inside ? 16 : 0);
       } else {
 #pragma unroll 1
-        for (int j = 0; j < 8; ++j) plain[at / 2 + j] = inside && c + j < p.C ? from[j] : from_float<T>(0.f);
+        for (int j = 0; j < kPerChunk<T>; ++j) {
+          plain[at / sizeof(T) + j] = inside && c + j < p.C ? from[j] : from_float<T>(0.f);
+        }
       }
     }
   }
 
-  // A warp's H^T as A operands: channels o are M, joints K.
+  // Where H^T of a frame and of m16 tile `m` of the channels o begins behind that of the first.
+  SIMT_DEVICE int place_of(int scale, int frame, int m) const {
+    return ((scale * p.gather.tile_frames + frame) * 2 + m) * JT * Tile::kTileBytes;
+  }
+
+  // A warp's H^T as A operands: channels o are M, joints K. Accumulators are such operands as they stand, in tf32 with
+  // joints 2i and 2i+1 of eight in places i and i+4.
   SIMT_DEVICE void hand_over(const float (&h)[NS][JT][2][4], int frame, int offset) const {
+    const int lane = opaque(lane_index());
 #pragma unroll
     for (int s = 0; s < NS; ++s) {
       if (s >= scales) continue;
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        unsigned char* const to =
-            shared_memory<unsigned char>(offset + ((s * p.gather.tile_frames + frame) * 2 + m) * Tile::kStepBytes);
+        unsigned char* const to = shared_memory<unsigned char>(offset + place_of(s, frame, m));
 #pragma unroll
-        for (int n = 0; n < JT; n += 2) {
-          const Bits64 first{pack_pair<T>(h[s][n][m][0], h[s][n][m][1]), pack_pair<T>(h[s][n][m][2], h[s][n][m][3])};
-          if constexpr (JT % 2 == 1) {
+        for (int n = 0; n < JT; n += kPerStep<T> / 8) {
+          const float (&d)[4] = h[s][n][m];
+          if constexpr (kIsTf32<T>) {
+            store_vector(to + n * Tile::kTileBytes + lane * 16,
+                         Bits128{to_tf32(d[0]), to_tf32(d[2]), to_tf32(d[1]), to_tf32(d[3])});
+          } else {
+            const Bits64 first{pack_pair<T>(d[0], d[1]), pack_pair<T>(d[2], d[3])};
             if (n == JT - 1) {
-              store_vector(to + n * 256 + lane_index() * 8, first);
+              store_vector(to + n * Tile::kTileBytes + lane * 8, first);
               continue;
             }
+            const float (&e)[4] = h[s][n + 1 < JT ? n + 1 : n][m];
+            store_vector(to + n * Tile::kTileBytes + lane * 16,
+                         Bits128{first.x, first.y, pack_pair<T>(e[0], e[1]), pack_pair<T>(e[2], e[3])});
           }
-          const int next = n + 1 < JT ? n + 1 : n;
-          store_vector(to + n * 256 + lane_index() * 16,
-                       Bits128{first.x, first.y, pack_pair<T>(h[s][next][m][0], h[s][next][m][1]),
-                               pack_pair<T>(h[s][next][m][2], h[s][next][m][3])});
         }
+      }
+    }
+  }
+
+  // x of a frame's joints of one step, the first of which is `joint`, and eight channels, as a B operand.
+  SIMT_DEVICE void load_x(uint32_t (&b)[2], int x_offset, int frame, int joint, int tile, bool single) const {
+    const int lane = opaque(lane_index()), zeros = p.gather.tile_frames * p.V;
+    const auto row_of = [&](int u) { return u < p.V ? frame * p.V + u : zeros; };
+    if constexpr (kIsTf32<T>) {
+      const int u = joint + (lane & 3) * 2, chunk = tile * 2 + (lane >> 4), byte = (lane >> 2 & 3) * 4;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        b[i] = *shared_memory<uint32_t>(x_offset + row_offset(row_of(u + i), chunk, p.pitch) + byte);
+      }
+      round_operands<T>(b);
+    } else {
+      const uint32_t at = shared_address(shared_memory<unsigned char>(x_offset)) +
+                          row_offset(row_of(joint + (lane & 15)), tile, p.pitch);
+      if (single) {
+        ldmatrix_x1_trans(b[0], at);
+      } else {
+        ldmatrix_x2_trans(b, at);
       }
     }
   }
 
   SIMT_DEVICE void multiply(float (&sum)[CT][2][4], int scale, int first_tile, int tiles, int h_offset,
                             int x_offset) const {
-    const int lane = opaque(lane_index()), zeros = p.gather.tile_frames * p.V;
-    const uint32_t x = shared_address(shared_memory<unsigned char>(x_offset));
+    const int lane = opaque(lane_index());
 #pragma unroll 1
     for (int frame = 0; frame < p.gather.tile_frames; ++frame) {
-      const unsigned char* const h =
-          shared_memory<unsigned char>(h_offset + (scale * p.gather.tile_frames + frame) * 2 * Tile::kStepBytes);
 #pragma unroll
-      for (int n = 0; n < JT; n += 2) {
-        const int u = n * 8 + (lane & 15), row = u < p.V ? frame * p.V + u : zeros;
-        const bool single = n == JT - 1;
+      for (int n = 0; n < JT; n += kPerStep<T> / 8) {
+        const bool single = !kIsTf32<T> && n == JT - 1;  // half a step
         uint32_t a[2][4];
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
+          const unsigned char* const h =
+              shared_memory<unsigned char>(h_offset + place_of(scale, frame, m) + n * Tile::kTileBytes);
           if (single) {
-            const Bits64 v = load_vector<Bits64>(h + m * Tile::kStepBytes + n * 256 + lane * 8);
+            const Bits64 v = load_vector<Bits64>(h + lane * 8);
             a[m][0] = v.x, a[m][1] = v.y;
           } else {
-            const Bits128 v = load_vector<Bits128>(h + m * Tile::kStepBytes + n * 256 + lane * 16);
+            const Bits128 v = load_vector<Bits128>(h + lane * 16);
             a[m][0] = v.x, a[m][1] = v.y, a[m][2] = v.z, a[m][3] = v.w;
           }
         }
 #pragma unroll
         for (int c = 0; c < CT; ++c) {
           if (c >= tiles) continue;
-          const uint32_t at = x + row_offset(row, first_tile + c, p.pitch);
-          if (single) {
-            uint32_t b;
-            ldmatrix_x1_trans(b, at);
+          uint32_t b[2];
+          load_x(b, x_offset, frame, n * 8, first_tile + c, single);
 #pragma unroll
-            for (int m = 0; m < 2; ++m) mma_m16n8k8<T>(sum[c][m], a[m][0], a[m][1], b);
-          } else {
-            uint32_t b[2];
-            ldmatrix_x2_trans(b, at);
-#pragma unroll
-            for (int m = 0; m < 2; ++m) mma_m16n8k16<T>(sum[c][m], a[m], b[0], b[1]);
+          for (int m = 0; m < 2; ++m) {
+            if constexpr (!kIsTf32<T>) {
+              if (single) {
+                mma_m16n8k8<T>(sum[c][m], a[m][0], a[m][1], b[0]);
+                continue;
+              }
+            }
+            multiply_step<T>(sum[c][m], a[m], b[0], b[1]);
           }
         }
       }
@@ -134,8 +167,8 @@ struct GradWeight {
 
   SIMT_DEVICE void stage_chunk(const FrameTile& tile, int step, int buffer) const {
     const int bytes = p.scales * p.gather.chunk_steps * Tile::kStepBytes;
-    stage_A<JT>(p.gather, tile, first_scale, scales, step,
-                shared_address(shared_memory<unsigned char>(p.A_offset + buffer * bytes)));
+    stage_A<T, JT>(p.gather, tile, first_scale, scales, step,
+                   shared_address(shared_memory<unsigned char>(p.A_offset + buffer * bytes)));
   }
 
   // Everything of a tile that may be loaded before its turn.
@@ -155,7 +188,8 @@ struct GradWeight {
     const int warp = warp_index(), warps_per_scale = p.gather.tile_frames / p.scales;
     const int scale = warp / warps_per_scale, share = p.channel_tiles;
     const int first_channel_tile = (warp - scale * warps_per_scale) * share;
-    const int left = p.pitch - first_channel_tile, tiles = scale >= scales ? 0 : left < share ? left : share;
+    const int row_tiles = p.pitch * kPerChunk<T> / 8;
+    const int left = row_tiles - first_channel_tile, tiles = scale >= scales ? 0 : left < share ? left : share;
     float sum[CT][2][4];
 #pragma unroll
     for (int i = 0; i < CT * 8; ++i) sum[i / 8][i / 4 % 2][i % 4] = 0.f;
@@ -172,19 +206,19 @@ struct GradWeight {
       float h[NS][JT][2][4];
       clear(h);
 #pragma unroll 1
-      for (int step = 0; step < tile.steps(); step += p.gather.chunk_steps, buffer ^= 1) {
+      for (int step = 0; step < tile.steps<T>(); step += p.gather.chunk_steps, buffer ^= 1) {
         cp_async_wait<0>();
         block_barrier();  // this chunk is there, and the other buffer has been read
         if (step == 0 && p.x_has_room && p.x_bytes == 0) stage_x(tile, x);
         cp_async_commit();
-        if (step + p.gather.chunk_steps < tile.steps()) {
+        if (step + p.gather.chunk_steps < tile.steps<T>()) {
           stage_chunk(tile, step + p.gather.chunk_steps, buffer ^ 1);
         } else if (ahead && next < last_tile) {
           stage_ahead(frame_tile(p.gather, next), place ^ 1, buffer ^ 1);
         }
         cp_async_commit();
         gather<T>(
-            h, scales, p.gather, tile, warp, step, shared_address(shared_memory<unsigned char>(gy)),
+            h, scales, p.gather, tile, warp, step, gy,
             shared_memory<unsigned char>(p.A_offset + buffer * p.scales * p.gather.chunk_steps * Tile::kStepBytes));
       }
       block_barrier();  // gy has been read: H may lie over it
@@ -204,7 +238,7 @@ struct GradWeight {
     }
     cp_async_wait<0>();
 
-    const int lane = opaque(lane_index()), width = p.slices * p.pitch * 8;
+    const int lane = opaque(lane_index()), width = p.slices * row_tiles * 8;
     float* const part =
         p.parts + (static_cast<int64_t>(split) * p.gather.K + first_scale + scale) * p.all_outputs * width;
 #pragma unroll
@@ -212,8 +246,8 @@ struct GradWeight {
       if (c >= tiles) continue;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {  // m16 tile i / 2, and the upper or the lower half of it
-        const int64_t o = output + i * 8 + (lane >> 2);
-        const int column = (slice * p.pitch + first_channel_tile + c) * 8 + (lane & 3) * 2;
+        const int64_t o = output + gathered_channel<T>(i / 2, (lane >> 2) + i % 2 * 8);
+        const int column = (slice * row_tiles + first_channel_tile + c) * 8 + (lane & 3) * 2;
         store_vector(part + o * width + column,
                      Bits64{float_bits(sum[c][i / 2][i % 2 * 2]), float_bits(sum[c][i / 2][i % 2 * 2 + 1])});
       }
@@ -265,9 +299,14 @@ int launch_grad_weight(const Problem& p, Type type, const GatherPlan& plan, cons
         return run(grad_weight<GradWeightTile<T, 8, 1>>);
     }
   };
-  if (const int error = type == Type::kBFloat16 ? of_type(bf16{}) : of_type(half{})) return error;
+  if (const int error = type == Type::kBFloat16  ? of_type(bf16{})
+                        : type == Type::kFloat16 ? of_type(half{})
+                                                 : of_type(tf32{})) {
+    return error;
+  }
 
-  const int64_t width = plan.channels(), K = p.K, C = p.C;
+  const int64_t width = static_cast<int64_t>(plan.slices) * plan.pitch * (type == Type::kTf32 ? 4 : 8), K = p.K,
+                C = p.C;
   PartSum sum{parts, out.weight, out.type, plan.splits, K * k.all_outputs * width};
   sum.size[0] = static_cast<int>(K), sum.size[1] = static_cast<int>(p.O), sum.size[2] = k.C;
   sum.stride[0] = k.all_outputs * width, sum.stride[1] = width;

@@ -16,8 +16,7 @@
 namespace msg3d::ms_g3d::cuda {
 
 constexpr int kChannelChunk = 32;  // channels o of gy that a block holds at once
-constexpr int kRowBytes = 64;      // of such a row
-constexpr int kTileBytes16 = 256;  // a k16 x n8 operand of a warp
+constexpr int kTileBytes = 256;    // a B operand of a warp: a step of a sum, eight columns
 constexpr int kSplitWaves = 2;     // waves of blocks that sums over frames are split into
 
 // What one warp of the gathering kernels holds: joints in tiles of eight, so many scales and m16 tiles of C at once.
@@ -66,14 +65,15 @@ inline Problem transposed(Problem p) {
 }
 
 struct GatherPlan {
-  int tile;                          // index into kGatherTiles
-  int warps, team;                   // of a block; that share a frame and cut the channels of x among them (grad_x)
-  int frames;                        // of a block
-  int scales;                        // of a warp at once
-  int chunk_steps;                   // k16 steps of A in shared memory at once
-  int set_steps;                     // k16 steps of a set of slots
-  int channel_tiles, slices, pitch;  // m16 tiles of C of a warp; slices of C; chunks of 16 bytes of a row of channels
-  int weight_buffers;                // grad_x
+  int tile;                   // index into kGatherTiles
+  int warps, team;            // of a block; that share a frame and cut the channels of x among them (grad_x)
+  int frames;                 // of a block
+  int scales;                 // of a warp at once
+  int chunk_steps;            // steps of A in shared memory at once
+  int set_steps;              // steps of a set of slots
+  int channel_tiles, slices;  // tiles of C of a warp: m16 for grad_x, n8 for grad_weight; slices of C
+  int pitch;                  // grad_weight: chunks of 16 bytes of a row of x
+  int weight_buffers;         // grad_x
   int A_offset, weight_offset, x_offset, shared_bytes;
   int exchange_offset;                    // of H; grad_weight: -1 if it lies over gy
   int gy_bytes, x_bytes;                  // grad_weight: from one buffer of gy, of x, to the next; 0 if there is one
@@ -84,7 +84,6 @@ struct GatherPlan {
   int64_t adjacency_bytes, weight_bytes;  // packed once a call
   double clocks;
 
-  int channels() const { return slices * pitch * 8; }  // of a packed row of weights
   int64_t workspace_bytes() const {
     return detail::aligned(adjacency_bytes) + detail::aligned(weight_bytes) + detail::aligned(parts_bytes);
   }
@@ -137,37 +136,42 @@ inline double all_clocks(int64_t block_clocks, int64_t blocks, int warps, int sh
   return static_cast<double>(ceil_div(blocks, device.multiprocessors) * block_clocks) * (resident >= 8 ? 1.0 : 1.25);
 }
 
+// Rows that one product sums over.
+inline int64_t rows_per_step(int64_t bytes) { return kStepBytes / bytes; }
+
+// Chunks of 16 bytes of a row of `channels` elements and zeros up to a multiple of 32.
+inline int64_t row_chunks(int64_t channels, int64_t bytes) { return ceil_div(channels, 32) * 2 * bytes; }
+
 // Of `products` that `warps` warps share evenly.
 inline Interval interval(int64_t products, int64_t warps, int64_t wavefronts) {
   return {ceil_div(products, std::min<int64_t>(warps, 4)), wavefronts};
 }
 
-inline void gather_sizes(GatherPlan& g, const Problem& p, const FramePhases& phases, int64_t joint_tiles) {
-  g.set_steps = static_cast<int>(ceil_div(phases.most_slots * p.nodes(), 16));
+inline void gather_sizes(GatherPlan& g, const Problem& p, int64_t bytes, const FramePhases& phases,
+                         int64_t joint_tiles) {
+  g.set_steps = static_cast<int>(ceil_div(phases.most_slots * p.nodes(), rows_per_step(bytes)));
   g.chunk_steps = std::min(g.chunk_steps, g.set_steps);
   g.frame_tiles = static_cast<int>(ceil_div(ceil_div(p.T, phases.phases), g.frames));
   g.tiles = p.N * std::min<int64_t>(phases.phases, p.T) * g.frame_tiles;
-  g.adjacency_bytes = p.K * phases.sets * g.set_steps * joint_tiles * kTileBytes16;
+  g.adjacency_bytes = p.K * phases.sets * g.set_steps * joint_tiles * kTileBytes;
   const int64_t gy_rows = (g.frames + phases.most_slots - 1) * p.nodes() + 1;
-  g.A_offset = static_cast<int>(aligned(gy_rows * kRowBytes));
+  g.A_offset = static_cast<int>(aligned(gy_rows * kChannelChunk * bytes));
 }
 
-inline GatherPlan input_plan(const Problem& p, const Device& device, int tile, int warps, int team, int scales,
-                             int chunk_steps) {
+inline GatherPlan input_plan(const Problem& p, const Device& device, int64_t bytes, int tile, int warps, int team,
+                             int scales, int chunk_steps) {
   const GatherTile& shape = kGatherTiles[tile];
   const FramePhases phases = frame_phases(p);
   GatherPlan g{};
   g.tile = tile, g.warps = warps, g.team = team, g.frames = warps / team, g.scales = scales;
   g.chunk_steps = chunk_steps;
   const int64_t all_tiles = ceil_div(p.C, 16);
-  const int64_t most = team * shape.channel_tiles;  // slices start at whole chunks of a row: at even tiles
-  g.slices = static_cast<int>(all_tiles <= most ? 1 : ceil_div(all_tiles, most / 2 * 2));
+  g.slices = static_cast<int>(ceil_div(all_tiles, team * shape.channel_tiles));
   g.channel_tiles = static_cast<int>(ceil_div(ceil_div(all_tiles, g.slices), team));
-  if (g.slices > 1 && team == 1) g.channel_tiles += g.channel_tiles % 2;
-  g.pitch = static_cast<int>(ceil_div(team * g.channel_tiles, 2) * 4);
-  gather_sizes(g, p, phases, shape.joint_tiles);
-  const int64_t all_scales = team * scales, step_bytes = shape.joint_tiles * kTileBytes16;
-  const int64_t weight_bytes = all_scales * kChannelChunk * g.pitch * 16;
+  gather_sizes(g, p, bytes, phases, shape.joint_tiles);
+  const int64_t all_scales = team * scales, step_bytes = shape.joint_tiles * kTileBytes;
+  const int64_t scale_bytes = team * g.channel_tiles * 16 * kChannelChunk * bytes;  // of weights
+  const int64_t weight_bytes = all_scales * scale_bytes;
   const int64_t exchange_bytes = team > 1 ? g.frames * all_scales * step_bytes : 0;
   g.weight_offset = static_cast<int>(g.A_offset + 2 * all_scales * g.chunk_steps * step_bytes);
   for (g.weight_buffers = 2; g.weight_buffers >= 1; --g.weight_buffers) {
@@ -175,20 +179,19 @@ inline GatherPlan input_plan(const Problem& p, const Device& device, int tile, i
     g.shared_bytes = static_cast<int>(g.exchange_offset + exchange_bytes);
     if (fits(g.shared_bytes, device) || g.weight_buffers == 1) break;
   }
-  const int64_t leave_bytes = warps * shape.joint_tiles * 8 * (g.channel_tiles * 2 + 1) * 16;
-  g.shared_bytes = static_cast<int>(std::max<int64_t>(g.shared_bytes, leave_bytes));
-  g.weight_bytes = p.K * ceil_div(p.O, kChannelChunk) * kChannelChunk * g.channels() * 2;
+  g.weight_bytes = g.slices * ceil_div(p.O, kChannelChunk) * p.K * scale_bytes;
 
+  const int64_t steps = kChannelChunk / rows_per_step(bytes);
   int64_t clocks = 0;
   for (int64_t k = 0; k < p.K; k += all_scales) {
     const int64_t here = std::min(all_scales, p.K - k), own = ceil_div(here, team);
     const int64_t chunks = ceil_div(g.set_steps, g.chunk_steps), n = shape.joint_tiles;
     const Interval gathering = interval(warps * g.chunk_steps * 2 * own * n, warps,
                                         warps * g.chunk_steps * (8 + 2 * n * own) + here * g.chunk_steps * n * 2);
-    const Interval projection = interval(
-        warps * here * 2 * n * g.channel_tiles, warps,
-        warps * here * 2 * (4 * g.channel_tiles + (team > 1 ? 2 * n : 0)) + here * kChannelChunk * g.pitch / 8);
-    clocks += chunks * gathering.clocks() + projection.clocks() + (team > 1 ? 120 : 0);
+    const Interval projection =
+        interval(warps * here * steps * n * g.channel_tiles, warps,
+                 warps * here * steps * (4 * g.channel_tiles + (team > 1 ? 2 * n : 0)) + here * scale_bytes / 128);
+    clocks += chunks * gathering.clocks() + projection.clocks() + (team > 1 ? 60 * steps : 0);
   }
   clocks += 600 + g.A_offset / 40;  // nothing hides the loads of gy
   g.clocks = all_clocks(ceil_div(p.O, kChannelChunk) * clocks, g.tiles * g.slices, warps, g.shared_bytes, device);
@@ -196,20 +199,22 @@ inline GatherPlan input_plan(const Problem& p, const Device& device, int tile, i
 }
 
 // `buffers`: 0 has one of gy with H and x over it, 1 gives x its room, 2 loads gy a tile ahead, 3 also x.
-inline GatherPlan weight_plan(const Problem& p, const Device& device, int tile, int warps, int scales, int chunk_steps,
-                              int buffers) {
+inline GatherPlan weight_plan(const Problem& p, const Device& device, int64_t bytes, int tile, int warps, int scales,
+                              int chunk_steps, int buffers) {
   const GatherTile& shape = kGatherTiles[tile];
   const FramePhases phases = frame_phases(p);
   GatherPlan g{};
   g.tile = tile, g.warps = warps, g.team = 1, g.frames = warps, g.scales = scales, g.chunk_steps = chunk_steps;
   const int64_t warps_per_scale = warps / scales, all_tiles = ceil_div(p.C, 8);
-  g.slices = static_cast<int>(ceil_div(all_tiles, warps_per_scale * 6));
+  const int64_t unit = std::max<int64_t>(1, 4 / warps_per_scale);  // slices are whole rows of 32 channels
+  g.slices =
+      static_cast<int>(all_tiles <= warps_per_scale * 6 ? 1 : ceil_div(all_tiles, warps_per_scale * (6 / unit * unit)));
   g.channel_tiles = static_cast<int>(ceil_div(ceil_div(all_tiles, g.slices), warps_per_scale));
-  if (g.slices > 1 && warps_per_scale % 4 != 0) g.channel_tiles += g.channel_tiles % 2;
-  g.pitch = static_cast<int>(ceil_div(warps_per_scale * g.channel_tiles, 4) * 4);
-  gather_sizes(g, p, phases, shape.joint_tiles);
-  const int64_t step_bytes = shape.joint_tiles * kTileBytes16, gy_bytes = g.A_offset;
-  const int64_t h_bytes = scales * g.frames * 2 * step_bytes;
+  if (g.slices > 1) g.channel_tiles = static_cast<int>(ceil_div(g.channel_tiles, unit) * unit);
+  g.pitch = static_cast<int>(row_chunks(warps_per_scale * g.channel_tiles * 8, bytes));
+  gather_sizes(g, p, bytes, phases, shape.joint_tiles);
+  const int64_t step_bytes = shape.joint_tiles * kTileBytes, gy_bytes = g.A_offset;
+  const int64_t h_bytes = scales * g.frames * step_bytes * bytes;
   const int64_t x_bytes = aligned((g.frames * p.V + 1) * g.pitch * 16);
   const int64_t a_bytes = 2 * scales * g.chunk_steps * step_bytes;
   int64_t end = gy_bytes;
@@ -223,14 +228,14 @@ inline GatherPlan weight_plan(const Problem& p, const Device& device, int tile, 
   g.shared_bytes = static_cast<int>(end);
   const int64_t groups = ceil_div(p.K, scales) * ceil_div(p.O, kChannelChunk) * g.slices;
   g.splits = splits_of(groups, g.tiles, warps, g.shared_bytes, device);
-  g.parts_bytes = g.splits * p.K * ceil_div(p.O, kChannelChunk) * kChannelChunk * g.channels() * 4;
+  g.parts_bytes = g.splits * p.K * ceil_div(p.O, kChannelChunk) * kChannelChunk * g.slices * g.pitch * (64 / bytes);
 
   const int64_t n = shape.joint_tiles, chunks = ceil_div(g.set_steps, g.chunk_steps);
-  const int64_t pairs = ceil_div(n, 2) * g.frames;
+  const int64_t steps = joint_steps(n, static_cast<int>(bytes)) * g.frames;
   const Interval chunk = interval(warps * g.chunk_steps * 2 * scales * n, warps,
                                   warps * g.chunk_steps * (8 + 2 * n * scales) + scales * g.chunk_steps * n * 2);
   const Interval multiply =
-      interval(warps * pairs * 2 * g.channel_tiles, warps, warps * pairs * (8 + 2 * g.channel_tiles));
+      interval(warps * steps * 2 * g.channel_tiles, warps, warps * steps * (8 + 2 * g.channel_tiles));
   const int64_t gathering = chunks * chunk.clocks(), product = multiply.clocks();
   const auto not_hidden = [](int64_t bytes, int64_t behind) { return std::max<int64_t>(0, 600 + bytes / 40 - behind); };
   const int64_t loads = buffers == 3   ? not_hidden(gy_bytes + x_bytes, product)
@@ -242,8 +247,8 @@ inline GatherPlan weight_plan(const Problem& p, const Device& device, int tile, 
   return g;
 }
 
-inline OuterPlan adjacency_plan(const Problem& p, const Device& device, int tile, int window_groups, int windows,
-                                int piece) {
+inline OuterPlan adjacency_plan(const Problem& p, const Device& device, int64_t bytes, int tile, int window_groups,
+                                int windows, int piece) {
   const OuterTile& shape = kOuterTiles[tile];
   const FramePhases phases = frame_phases(p);
   OuterPlan a{};
@@ -255,10 +260,11 @@ inline OuterPlan adjacency_plan(const Problem& p, const Device& device, int tile
   a.node_slices = static_cast<int>(ceil_div(ceil_div(R, 8), shape.node_tiles));
   a.slots = static_cast<int>((windows - 1) * phases.slot_step + p.window);
   a.piece = std::min(a.piece, a.slots);
-  a.pitch = static_cast<int>(ceil_div(p.C, 32) * 4);
+  a.pitch = static_cast<int>(row_chunks(p.C, bytes));
+  const int64_t row_bytes = kChannelChunk * bytes;
   a.gy_offset = static_cast<int>(aligned(a.piece * p.V * a.pitch * 16));
-  a.z_offset = static_cast<int>(a.gy_offset + aligned(windows * R * kRowBytes));
-  a.weight_offset = static_cast<int>(a.z_offset + aligned(a.scales * a.slots * p.V * kRowBytes));
+  a.z_offset = static_cast<int>(a.gy_offset + aligned(windows * R * row_bytes));
+  a.weight_offset = static_cast<int>(a.z_offset + aligned(a.scales * a.slots * p.V * row_bytes));
   a.shared_bytes = static_cast<int>(a.weight_offset + a.scales * kChannelChunk * a.pitch * 16);
   a.window_tiles = static_cast<int>(ceil_div(ceil_div(p.windows(), phases.window_step), windows));
   a.tiles = p.N * std::min<int64_t>(phases.window_step, p.windows()) * a.window_tiles;
@@ -272,13 +278,13 @@ inline OuterPlan adjacency_plan(const Problem& p, const Device& device, int tile
   const int64_t row_tiles = ceil_div(a.piece * p.V, 16), pieces = ceil_div(frames, a.piece);
   const int64_t blocks_of_rows = ceil_div(row_tiles, shape.project_tiles);
   const int64_t units = ceil_div(blocks_of_rows * a.scales, 4) * 4;
-  const Interval projection =
-      interval(units * k * 4 * std::min<int64_t>(shape.project_tiles, row_tiles), a.warps,
-               units * k * (4 * shape.project_tiles + 8) + a.scales * a.piece * p.V + a.piece * p.V * a.pitch / 8);
+  const Interval projection = interval(
+      units * k * 4 * std::min<int64_t>(shape.project_tiles, row_tiles), a.warps,
+      units * k * (4 * shape.project_tiles + 8) + a.scales * a.piece * p.V * bytes / 2 + a.piece * p.V * a.pitch / 8);
   const int64_t m = ceil_div(ceil_div(a.scales * R, 16), row_warps);
   const int64_t n = std::min<int64_t>(shape.node_tiles, ceil_div(R, 8)), turns = ceil_div(windows, window_groups);
-  const Interval product =
-      interval(a.warps * turns * 2 * m * n, a.warps, a.warps * turns * 2 * (4 * m + 2 * n) + windows * R / 2);
+  const Interval product = interval(a.warps * turns * bytes * m * n, a.warps,
+                                    a.warps * turns * bytes * (4 * m + 2 * n) + windows * R * row_bytes / 128);
   const int64_t clocks = pieces * (projection.clocks() + 40) + product.clocks() + 300;
   a.clocks = all_clocks(ceil_div(a.tiles, a.splits) * clocks, groups * a.splits, a.warps, a.shared_bytes, device);
   return a;
@@ -292,15 +298,15 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   const Problem p = simplified(given);
   BackwardPlan best{};
   std::string why;
-  const bool tf32 = type == Type::kTf32;
-  if (type == Type::kFloat64 || type == Type::kFloat32)
-    why = "only 16-bit types run on the tensor cores";
-  else if (tf32 && (p.window > 1 || p.stride > 1))
-    why = "tf32 has no backward kernel for windows";
+  const int64_t bytes = type == Type::kTf32 ? 4 : 2;
+  if (type == Type::kFloat64)
+    why = "float64 has no tensor-core path";
+  else if (type == Type::kFloat32)
+    why = "float32 runs in full precision";
   else if (device.arch < 80)
     why = "tensor cores for this need compute capability 8.0";
-  else if (p.O % 8 != 0)
-    why = "O is not a multiple of 8";
+  else if (p.O % (16 / bytes) != 0)
+    why = "O is not a multiple of " + std::to_string(16 / bytes);
   else if (p.V > 64)
     why = "V is over 64";
   else if (forced == "plain")
@@ -309,14 +315,6 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   if (!why.empty()) return best;
 
   best.as_forward.kernel = Kernel::kPlain;
-  const auto forward = [&] { return plan_forward(transposed(p), type, device); };
-  if (tf32) {  // only what a forward pass can do
-    best.parameters_refused = "tf32 has no kernel for the parameters";
-    best.as_forward = forward();
-    best.input_refused = best.as_forward.refused;
-    best.input_workspace_bytes = best.as_forward.workspace_bytes;
-    return best;
-  }
   const auto consider = [&device](auto& plan, const auto& candidate) {
     if (!detail::fits(candidate.shared_bytes, device) || candidate.shared_bytes == 0) return;
     if (plan.shared_bytes == 0 || candidate.clocks < plan.clocks) plan = candidate;
@@ -325,17 +323,18 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
   while (kGatherTiles[tile].joint_tiles * 8 < p.V) ++tile;
   for (int warps : {8, 4, 2, 1}) {  // the last two only where many joints leave no room for more
     const bool last = warps <= 2;
+    if (last && bytes == 4) break;  // one or two leave tensor cores idle for longer than multiply-adds take
     for (int chunk_steps : {8, 4, 2}) {
       for (int team : {1, 2, 4}) {
         for (int scales = kGatherTiles[tile].scales; scales >= 1; --scales) {
           if (team > warps || (team > 1 && (team - 1) * scales >= p.K) || (last && best.grad_x.warps > warps)) continue;
-          consider(best.grad_x, detail::input_plan(p, device, tile, warps, team, scales, chunk_steps));
+          consider(best.grad_x, detail::input_plan(p, device, bytes, tile, warps, team, scales, chunk_steps));
         }
       }
       for (int scales = kGatherTiles[tile].weight_scales; scales >= 1; --scales) {
         for (int buffers : {0, 1, 2, 3}) {
           if (scales > warps || (last && best.grad_weight.warps > warps)) continue;
-          consider(best.grad_weight, detail::weight_plan(p, device, tile, warps, scales, chunk_steps, buffers));
+          consider(best.grad_weight, detail::weight_plan(p, device, bytes, tile, warps, scales, chunk_steps, buffers));
         }
       }
     }
@@ -345,17 +344,18 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
       for (int windows : {8, 4, 3, 2, 1}) {
         for (int piece : {8, 4, 2, 1}) {
           if (windows < window_groups) continue;
-          consider(best.grad_A, detail::adjacency_plan(p, device, outer, window_groups, windows, piece));
+          consider(best.grad_A, detail::adjacency_plan(p, device, bytes, outer, window_groups, windows, piece));
         }
       }
     }
   }
-  const std::string small = "no tile fits into " + std::to_string(device.shared_bytes) + " bytes of shared memory";
+  const std::string small = std::string("no tile ") + (bytes == 4 ? "of four warps " : "") + "fits into " +
+                            std::to_string(device.shared_bytes) + " bytes of shared memory";
   if (best.grad_x.shared_bytes == 0) best.input_refused = "grad_x: " + small;
   if (best.grad_weight.shared_bytes == 0) best.parameters_refused = "grad_weight: " + small;
   if (best.grad_A.shared_bytes == 0) best.parameters_refused = "grad_A: " + small;
   if (p.window == 1 && p.stride == 1) {
-    const ForwardPlan plan = forward();
+    const ForwardPlan plan = plan_forward(transposed(p), type, device);
     if (plan.kernel == Kernel::kFrames && plan.clocks < best.grad_x.clocks) best.as_forward = plan;
   }
   best.input_workspace_bytes = std::max(best.grad_x.workspace_bytes(), best.as_forward.workspace_bytes);

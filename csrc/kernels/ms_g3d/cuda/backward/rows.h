@@ -1,9 +1,9 @@
-// Rows of 16-bit elements in shared memory: `pitch` chunks of 16 bytes each, a multiple of four. Chunks are permuted
-// within groups of four or eight, so that ldmatrix over any eight consecutive rows and cp.async along a row both touch
-// every bank once.
+// Rows of elements in shared memory: `pitch` chunks of 16 bytes each, a multiple of four. Chunks are permuted within
+// groups of four or eight, so that ldmatrix over any eight consecutive rows and cp.async along a row both touch every
+// bank once.
 #pragma once
 
-#include "../../../simt/simt.h"
+#include "../elements.h"
 
 namespace msg3d::ms_g3d::cuda {
 
@@ -14,6 +14,11 @@ SIMT_DEVICE int row_offset(int row, int chunk, int pitch) {
 }
 
 // The same for rows of 32 elements.
-SIMT_DEVICE int row32_offset(int row, int chunk) { return row * 64 + ((chunk ^ ((row >> 1) & 3)) << 4); }
+template <typename T>
+constexpr int kRow32Chunks = 32 / kPerChunk<T>;
+template <typename T>
+SIMT_DEVICE int row32_offset(int row, int chunk) {
+  return row_offset(row, chunk, kRow32Chunks<T>);
+}
 
 }  // namespace msg3d::ms_g3d::cuda

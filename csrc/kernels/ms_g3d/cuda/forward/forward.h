@@ -6,9 +6,7 @@
 // from registers in whole sectors.
 #pragma once
 
-#include <type_traits>
-
-#include "../../../simt/simt.h"
+#include "../elements.h"
 #include "../ms_g3d.h"
 
 namespace msg3d::ms_g3d::cuda {
@@ -73,21 +71,6 @@ int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int 
 int launch_few_channels_collapse(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes,
                                  simt::Stream stream);
 
-template <typename T>
-constexpr bool kIsTf32 = std::is_same_v<T, simt::tf32>;
-template <typename T>
-constexpr int kPerChunk = 16 / sizeof(T);  // elements of a 16-byte chunk
-
-// d += A B over kStepBytes of A's rows and of B's columns.
-template <typename T>
-SIMT_DEVICE void multiply_step(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (kIsTf32<T>) {
-    simt::mma_m16n8k8_tf32(d, a, b0, b1);
-  } else {
-    simt::mma_m16n8k16<T>(d, a, b0, b1);
-  }
-}
-
 // Rounds what the oldest group of this thread's copies, all but one of them waited for here, and those of the other
 // threads have brought to [0, bytes) of shared memory: operands of products are rounded once. The next barrier makes it
 // visible.
@@ -106,9 +89,6 @@ SIMT_DEVICE void round_in_place(int bytes, int threads) {
   }
 }
 
-// The channel that row `r` of an m16 tile holds.
-SIMT_HOST_DEVICE int channel_of_row(int r) { return r < 8 ? 2 * r : 2 * (r - 8) + 1; }
-
 // Copies `bytes`, a multiple of 16, that lie in memory as they shall lie in shared memory.
 SIMT_DEVICE void fetch(uint32_t shared, const void* image, int bytes, int threads) {
   const int thread = simt::opaque(simt::thread_index());
@@ -126,13 +106,8 @@ SIMT_DEVICE void store_nodes(T* y, int O, const float (&d)[4], float bias0, floa
   if (relu) {  // a NaN stays one
     v00 = v00 < 0 ? 0 : v00, v01 = v01 < 0 ? 0 : v01, v10 = v10 < 0 ? 0 : v10, v11 = v11 < 0 ? 0 : v11;
   }
-  if constexpr (kIsTf32<T>) {
-    if (first) simt::store_vector(y, simt::Bits64{simt::float_bits(v00), simt::float_bits(v01)});
-    if (second) simt::store_vector(y + O, simt::Bits64{simt::float_bits(v10), simt::float_bits(v11)});
-  } else {
-    if (first) *reinterpret_cast<uint32_t*>(y) = simt::pack_pair<T>(v00, v01);
-    if (second) *reinterpret_cast<uint32_t*>(y + O) = simt::pack_pair<T>(v10, v11);
-  }
+  if (first) store_pair(y, v00, v01);
+  if (second) store_pair(y + O, v10, v11);
 }
 
 }  // namespace msg3d::ms_g3d::cuda
