@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 cd "$root"
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -1,5 +1,6 @@
 """Builds the backend `emulated` once a session, from the sources as they are; quick where it is up to date."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -20,5 +21,8 @@ DEVICES = {
 def build() -> None:
     command = [sys.executable, "setup.py", "-q", "build_emulated"]
     environment = {**os.environ, "MAX_JOBS": os.environ.get("MAX_JOBS", "2")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with open(ROOT / "build" / "emulated.lock", "w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -54,7 +54,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The sources in a folder of their own, without anything built."""
-    ignore = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__", "embedded")
+    ignore = shutil.ignore_patterns("*.so*", "_build_info.json", "__pycache__", "embedded")
     for folder in ("msg3d_fast", "csrc"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -58,7 +58,7 @@ def test_arguments_of_the_quick_start_are_its_own(environment: Environment) -> N
 def test_arguments_of_the_tests_go_to_pytest(environment: Environment) -> None:
     calls = environment.run("test.sh", "-q", "tests/test_ops.py")
     assert [call.split("--editable ")[1] for call in installs(calls)] == [f"{ROOT}[test]"]
-    assert calls[-1] == "-m pytest -q tests/test_ops.py"
+    assert calls[-1] == "-m pytest --numprocesses 2 --dist loadfile -q tests/test_ops.py"
 
 
 def test_a_second_call_sets_nothing_up_until_a_tool_appears(environment: Environment) -> None:

@@ -4,6 +4,7 @@ A library of kernels holds the .cu files as the host compiler sees them (route S
 for, what nvcc's PTX was transpiled to (route P). Its undefined symbols are the runtime's, which is loaded first.
 """
 
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -14,8 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -39,7 +39,6 @@ if SANITIZE:
 # Every load and store of a kernel calls the runtime's hooks (instrumented.cpp).
 INSTRUMENT = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 CXX = shlex.split(os.environ.get("CXX") or "g++")
-_precompiling = threading.Lock()  # the second thread that wants a header waits for the first
 
 
 class BuildFailed(RuntimeError):
@@ -117,43 +116,40 @@ class Tree:
             return source
         copy = BUILD / "trees" / self.digest([source])[:24]
         for path in files:
-            target = copy / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                _write(target, self.text(path))
+            _write(copy / path.relative_to(ROOT), self.text(path))
         return copy / source.relative_to(ROOT)
 
 
-def _partial(target: Path) -> Path:
-    """A name beside the target that no other process and no other thread of this one writes to."""
-    return target.with_name(f"{os.getpid()}.{threading.get_ident()}.{target.name}")
+def _once(target: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` write the target where it is not there: one thread of one process at a time, all others wait."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{target}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            partial = target.with_name(f"partial.{target.name}")
+            make(partial)
+            partial.replace(target)
 
 
 def _write(target: Path, text: str) -> None:
-    partial = _partial(target)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    _once(target, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _made(key: str, suffix: str, command: list[object]) -> Path:
     """The file that a command writes to the path given last, kept under a hash of the command and `key`."""
     name = hashlib.sha256("\0".join([key, *map(str, command)]).encode()).hexdigest()[:32]
     target = BUILD / "objects" / f"{name}{suffix}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(target)
-        run([*command, partial])
-        partial.replace(target)
+    _once(target, lambda partial: run([*command, partial]))
     return target
 
 
 def _precompiled(header: Path, flags: Iterable[str]) -> list[object]:
     """Flags of a compiler that reads the header's compiled form first: a third of the time of a small file."""
-    with _precompiling:
-        compiled = _made(Tree().digest([header]), ".h.gch", [*CXX, *flags, "-x", "c++-header", header, "-o"])
+    compiled = _made(Tree().digest([header]), ".h.gch", [*CXX, *flags, "-x", "c++-header", header, "-o"])
     name = compiled.with_suffix("")
-    if not name.exists():
-        _write(name, f'#include "{header}"\n')
+    _write(name, f'#include "{header}"\n')
     return ["-include", name]
 
 
@@ -178,9 +174,7 @@ def _translated(ptx: str, symbols: bool = False) -> Path:
     translator = "".join((HERE / f"{name}.py").read_text() for name in ("ptx", "opcodes", "transpile"))
     key = hashlib.sha256(f"{translator}{ptx}{symbols}".encode()).hexdigest()[:32]
     translated = BUILD / "objects" / f"{key}.cpp"
-    if not translated.exists():
-        translated.parent.mkdir(parents=True, exist_ok=True)
-        _write(translated, transpile.translate(ptx, symbols))
+    _once(translated, lambda partial: partial.write_text(transpile.translate(ptx, symbols), encoding="utf-8"))
     return _made(Tree().digest([HERE / "ptx_support.h"]), ".o", [*CXX, *flags, *support, "-c", translated, "-o"])
 
 
