@@ -11,6 +11,7 @@ namespace msg3d {
 template <typename Target, typename T>
 struct ColumnLoops {
   static constexpr int kLanes = Target::kVectorBytes / sizeof(T);
+  static constexpr int64_t kRows = 8;  // at a time
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
   // What one turn works on: two vectors side by side, one, or one number. (As a template's argument a vector type would
@@ -52,6 +53,15 @@ struct ColumnLoops {
     for (; c < columns; ++c) body(Single{}, c);
   }
 
+  // Calls body(zero, column, first row, last row), a few rows at a time: memory is then read and written in its order.
+  template <typename Body>
+  static inline __attribute__((always_inline)) void each_tile(int64_t rows, int64_t columns, const Body& body) {
+    for (int64_t first = 0; first < rows; first += kRows) {
+      const int64_t last = rows - first < kRows ? rows : first + kRows;
+      each_column(columns, [&](auto zero, int64_t c) { body(zero, c, first, last); });
+    }
+  }
+
   // f(values of every operand), lane by lane.
   template <typename F, typename L, typename... Others>
   static inline __attribute__((always_inline)) L map(const F& f, const L& first, const Others&... others) {
@@ -65,29 +75,33 @@ struct ColumnLoops {
 
   static void moments(int64_t rows, int64_t columns, const T* x, int64_t x_row, T* mean, T* squares) {
     const T share = T(1) / static_cast<T>(rows);
-    each_column(columns, [&](auto zero, int64_t c) {
+    each_tile(rows, columns, [&](auto zero, int64_t c, int64_t first, int64_t last) {
       using L = decltype(zero);
-      L sum = zero, square = zero;
-      for (int64_t r = 0; r < rows; ++r) {
+      L sum = first ? load<L>(mean + c) : zero;
+      for (int64_t r = first; r < last; ++r) {
         sum = map([](auto s, auto value) { return s + value; }, sum, load<L>(x + r * x_row + c));
       }
-      const L middle = map([&](auto s) { return s * share; }, sum);
+      store(mean + c, last < rows ? sum : map([&](auto s) { return s * share; }, sum));
+    });
+    each_column(columns, [&](auto zero, int64_t c) {
+      using L = decltype(zero);
+      const L middle = load<L>(mean + c);
+      L square = zero;
       for (int64_t r = 0; r < rows; ++r) {
         square = map([](auto s, auto value, auto m) { return s + (value - m) * (value - m); }, square,
                      load<L>(x + r * x_row + c), middle);
       }
-      store(mean + c, middle);
       store(squares + c, square);
     });
   }
 
   template <bool kOther, bool kOtherScale, bool kRelu>
   static void combine_as(const Combine<T> p) {
-    each_column(p.columns, [&](auto zero, int64_t c) {
+    each_tile(p.rows, p.columns, [&](auto zero, int64_t c, int64_t first, int64_t last) {
       using L = decltype(zero);
       const L scale = load<L>(p.scale + c), shift = load<L>(p.shift + c);
       const L other_scale = kOtherScale ? load<L>(p.other_scale + c) : zero;
-      for (int64_t r = 0; r < p.rows; ++r) {
+      for (int64_t r = first; r < last; ++r) {
         L value = map([](auto x, auto a, auto b) { return x * a + b; }, load<L>(p.x + r * p.x_row + c), scale, shift);
         if constexpr (kOther) {
           const L other = load<L>(p.other + r * p.other_row + c);
@@ -115,11 +129,11 @@ struct ColumnLoops {
 
   template <bool kMask>
   static void sums_as(const NormGradient<T> p) {
-    each_column(p.columns, [&](auto zero, int64_t c) {
+    each_tile(p.rows, p.columns, [&](auto zero, int64_t c, int64_t first, int64_t last) {
       using L = decltype(zero);
       const L mean = load<L>(p.mean + c);
-      L sum = zero, product = zero;
-      for (int64_t r = 0; r < p.rows; ++r) {
+      L sum = first ? load<L>(p.sum + c) : zero, product = first ? load<L>(p.product + c) : zero;
+      for (int64_t r = first; r < last; ++r) {
         const L g = gradient<kMask>(p, r, c, zero), x = load<L>(p.x + r * p.x_row + c);
         sum = map([](auto s, auto v) { return s + v; }, sum, g);
         product = map([](auto s, auto v, auto x, auto m) { return s + v * (x - m); }, product, g, x, mean);
@@ -134,10 +148,10 @@ struct ColumnLoops {
 
   template <bool kMask>
   static void backward_as(const NormGradient<T> p) {
-    each_column(p.columns, [&](auto zero, int64_t c) {
+    each_tile(p.rows, p.columns, [&](auto zero, int64_t c, int64_t first, int64_t last) {
       using L = decltype(zero);
       const L mean = load<L>(p.mean + c), a = load<L>(p.a + c), b = load<L>(p.b + c), shift = load<L>(p.c + c);
-      for (int64_t r = 0; r < p.rows; ++r) {
+      for (int64_t r = first; r < last; ++r) {
         const L g = gradient<kMask>(p, r, c, zero), x = load<L>(p.x + r * p.x_row + c);
         const L normal = map([](auto x, auto m, auto b, auto s) { return (x - m) * b + s; }, x, mean, b, shift);
         store(p.out + r * p.out_row + c, map([](auto v, auto a, auto n) { return v * a + n; }, g, a, normal));
@@ -148,8 +162,8 @@ struct ColumnLoops {
   static void backward(const NormGradient<T>& p) { p.mask ? backward_as<true>(p) : backward_as<false>(p); }
 
   static void select_as(const NormGradient<T> p) {
-    each_column(p.columns, [&](auto zero, int64_t c) {
-      for (int64_t r = 0; r < p.rows; ++r) store(p.out + r * p.out_row + c, gradient<true>(p, r, c, zero));
+    each_tile(p.rows, p.columns, [&](auto zero, int64_t c, int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) store(p.out + r * p.out_row + c, gradient<true>(p, r, c, zero));
     });
   }
 
@@ -195,28 +209,21 @@ struct ColumnLoops {
 
   static void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row) {
     typedef T Four __attribute__((vector_size(4 * sizeof(T))));
-    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    constexpr int64_t kLine = 64 / sizeof(T), kAhead = 8;  // rows far apart: no processor foresees the next ones
+    const int64_t whole_rows = rows / 4 * 4;
     for (int64_t r = 0; r < whole_rows; r += 4) {
-      for (int64_t c = 0; c < whole_columns; c += 4) {
-        Four a[4], half[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) __builtin_memcpy(&a[i], from + (r + i) * from_row + c, sizeof(Four));
-#pragma GCC unroll 2
-        for (int i = 0; i < 4; i += 2) {
-          half[i] = Four{a[i][0], a[i + 1][0], a[i][1], a[i + 1][1]};
-          half[i + 1] = Four{a[i][2], a[i + 1][2], a[i][3], a[i + 1][3]};
-        }
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; ++i) {
-          const Four low = {half[i][0], half[i][1], half[i + 2][0], half[i + 2][1]};
-          const Four high = {half[i][2], half[i][3], half[i + 2][2], half[i + 2][3]};
-          __builtin_memcpy(to + (c + 2 * i) * to_row + r, &low, sizeof(Four));
-          __builtin_memcpy(to + (c + 2 * i + 1) * to_row + r, &high, sizeof(Four));
-        }
+      const T *const one = from + r * from_row, *const two = one + from_row;
+      const T *const three = two + from_row, *const four = three + from_row;
+      for (int64_t c = 0; c < columns; c += kLine) {
+        for (int64_t i = 0; i < 4; ++i) __builtin_prefetch(one + (kAhead + i) * from_row + c);
+      }
+      for (int64_t c = 0; c < columns; ++c) {
+        const Four column = {one[c], two[c], three[c], four[c]};
+        __builtin_memcpy(to + c * to_row + r, &column, sizeof(Four));
       }
     }
     for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; ++r) to[c * to_row + r] = from[r * from_row + c];
+      for (int64_t r = whole_rows; r < rows; ++r) to[c * to_row + r] = from[r * from_row + c];
     }
   }
 
