@@ -97,11 +97,12 @@ inline void plan_project_first(const Problem& p, Pass pass, int64_t element_size
     plan.splits = std::clamp<int64_t>(ceil_div(kEnoughTasks, plan.panels), 1, std::max<int64_t>(1, steps));
     plan.tasks = plan.panels * plan.splits;
     shared.weight = plan.panels * p.K * p.C * width;
-    shared.partial_A = plan.tasks * p.window * node_panels * J * width;
+    shared.partial_A = plan.tasks * p.slot_sums() * node_panels * J * width;
     shared.partial_weight = plan.tasks * p.K * p.C * width;
     shared.partial_bias = plan.tasks * width;
     worker.z = p.frames_of(plan.window_step) * J * width;
-    worker.gy_by_node = node_panels * plan.window_step * width * width;
+    worker.gy_by_node = (p.pairs() ? 2 : 1) * node_panels * plan.window_step * width * width;
+    if (p.pairs()) worker.paired = std::max(worker.paired, plan.window_step / 2 * 7 * J * width);
   }
 }
 

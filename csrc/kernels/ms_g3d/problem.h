@@ -35,6 +35,8 @@ struct Problem {
   }
   // Whether two neighbouring windows share so many frames that computing both at once is cheaper.
   bool pairs() const { return window == 5 && stride == 2 && dilation == 1; }
+  // Blocks that the gradient of A is summed in: one for each slot, and those of the pairs (cpu/paired_windows.h).
+  int64_t slot_sums() const { return window + (pairs() ? 3 : 0); }
   // First frame of window t; negative inside the padding.
   int64_t first_frame(int64_t t) const { return t * stride - padding(); }
   // Frames from the first to the last that `count` consecutive windows read.

@@ -19,6 +19,14 @@
 //     o' = H^T g_1 + B_1^T (g_2 - g_1)
 //
 // A frame or gradient enters only what depends on it anyway, so what is not a number stays within its windows.
+//
+// The gradient of A is the sum over all pairs of the same seven products, each of what stands beside a block above and
+// what that block adds to: with g_0, g_1 of windows t and t + 1
+//
+//     E += (e_1 + e_2) (g_0 + g_1)^T,    H += o_1 (g_0 + g_1)^T,    D += (e_2 - e_1) (g_0 - g_1)^T
+//     B_0 += (e_0 - e_2) g_0^T,    B_1 += (o_0 - o_1) g_0^T,    B_3 += (o_2 - o_1) g_1^T,    B_4 += (e_3 - e_1) g_1^T
+//
+// and in the end B_0 and B_4 get (E + D) / 2, B_2 gets (E - D) / 2, B_1 and B_3 get H.
 #pragma once
 
 #include "pack.h"
@@ -44,23 +52,31 @@ void pack_paired(const Call<T>& call, const T* adjacency, bool by_source, T* to)
   });
 }
 
+// The sums of Z over the seven frames of two windows -> seven frames: e_1 + e_2, o_1; e_0 - e_2, o_0 - o_1; o_2 - o_1,
+// e_3 - e_1; e_2 - e_1.
+template <typename T>
+void sums_of_frames(const Call<T>& call, const T* z, T* to) {
+  const int64_t frame = call.problem.V * call.problem.K * call.plan.width;
+  const auto at = [&](int64_t f) { return z + f * frame; };
+  const auto& passes = call.gemm.passes;
+  passes.sum_and_difference(frame, at(4), at(2), to, to + 6 * frame);
+  std::memcpy(to + frame, at(3), frame * sizeof(T));
+  passes.difference(frame, at(0), at(4), to + 2 * frame);
+  passes.difference(frame, at(1), at(3), to + 3 * frame);
+  passes.difference(frame, at(5), at(3), to + 4 * frame);
+  passes.difference(frame, at(6), at(2), to + 5 * frame);
+}
+
 // Two windows of one panel from Z of their seven frames -> y (2, R, O). A as (R, tau, J), paired as (R, 3, J).
 template <typename T>
 void two_windows(const Call<T>& call, const T* adjacency, const T* paired, const T* z, const T* bias, int64_t columns,
                  T* scratch, T* y) {
   const Problem& p = call.problem;
   const int64_t width = call.plan.width, J = p.V * p.K, R = p.nodes(), frame = J * width;
-  const auto at = [&](int64_t f) { return z + f * frame; };
-  T *const both = scratch, *const across = scratch + 2 * frame;        // e_1 + e_2 and o_1, e_2 - e_1
-  T *const first = across + frame, *const second = first + 2 * frame;  // what only one window has
-  T *const P = second + 2 * frame, *const Q = P + R * width;
-  const auto& passes = call.gemm.passes;
-  passes.sum_and_difference(frame, at(4), at(2), both, across);
-  std::memcpy(both + frame, at(3), frame * sizeof(T));
-  passes.difference(frame, at(0), at(4), first);
-  passes.difference(frame, at(1), at(3), first + frame);
-  passes.difference(frame, at(5), at(3), second);
-  passes.difference(frame, at(6), at(2), second + frame);
+  const T *const both = scratch, *const first = both + 2 * frame;  // what both windows have, what only one has
+  const T *const second = first + 2 * frame, *const across = second + 2 * frame;
+  T *const P = scratch + 7 * frame, *const Q = P + R * width;
+  sums_of_frames(call, z, scratch);
 
   PanelProduct<T> product{};
   product.rows = R, product.columns = width, product.a_depth = 1, product.b_depth = width, product.c_row = width;
@@ -70,7 +86,7 @@ void two_windows(const Call<T>& call, const T* adjacency, const T* paired, const
   call.gemm.product(product);
   product.segments = 1, product.a = paired + 2 * J, product.b = across, product.start = nullptr, product.c = Q;
   call.gemm.product(product);
-  passes.sum_and_difference(R * width, P, Q, P, Q);
+  call.gemm.passes.sum_and_difference(R * width, P, Q, P, Q);
 
   product.segments = 2, product.columns = columns, product.a_row = p.window * J;
   product.start_row = width, product.c_row = p.O;

@@ -11,6 +11,7 @@
 // the tasks. Frames in the padding are zeros in Z, so every window has tau equal segments.
 #include "../../chunks.h"
 #include "../../gemm/panels.h"
+#include "grad_adjacency.h"
 #include "pack.h"
 #include "paired_windows.h"
 
@@ -168,37 +169,6 @@ void adjoint_frames(const Call<T>& call, const Adjacency<T>& adjacency, const T*
   }
 }
 
-// grad_A of one step of windows: partial (tau, node panels, (u,k), width of (w,v)) += Z gy^T.
-template <typename T>
-void add_grad_A(const Call<T>& call, int64_t n, int64_t first, int64_t last, int64_t panel, const T* z, T* gy_by_node,
-                T* partial) {
-  const Problem& p = call.problem;
-  const int64_t width = call.plan.width, R = p.nodes(), J = p.V * p.K, node_panels = ceil_div(R, width);
-  const int64_t outputs = std::min(width, p.O - panel * width), windows = last - first;
-  for (int64_t q = 0; q < node_panels; ++q) {  // gy -> (node panels, windows, o, width of (w,v))
-    for (int64_t t = 0; t < windows; ++t) {
-      const T* from = call.in.gy + ((n * p.windows() + first + t) * R + q * width) * p.O + panel * width;
-      T* to = gy_by_node + (q * windows + t) * width * width;
-      const int64_t nodes = std::min(width, R - q * width);
-      if (nodes < width) zero(to, outputs * width);
-      call.gemm.passes.transpose(nodes, outputs, from, p.O, to, width);
-    }
-  }
-  for (int64_t w = 0; w < p.window; ++w) {
-    for (int64_t q = 0; q < node_panels; ++q) {
-      PanelProduct<T> product{};
-      product.rows = J, product.columns = width;
-      product.segments = windows, product.depth = outputs;
-      product.a = z + w * p.dilation * J * width, product.a_row = width, product.a_depth = 1;
-      product.a_segment = p.stride * J * width;
-      product.b = gy_by_node + q * windows * width * width, product.b_depth = width, product.b_segment = width * width;
-      product.c = partial + (w * node_panels + q) * J * width, product.c_row = width;
-      product.start = product.c, product.start_row = width;
-      call.gemm.product(product);
-    }
-  }
-}
-
 // grad_weight of one step of frames: partial (K, C, width of o) += x^T dZ.
 template <typename T>
 void add_grad_weight(const Call<T>& call, int64_t n, int64_t first, int64_t last, const T* grad_z, T* partial) {
@@ -337,8 +307,8 @@ template <typename T>
 void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x) {
   const Problem& p = call.problem;
   const Plan& plan = call.plan;
-  const int64_t width = plan.width, R = p.nodes(), J = p.V * p.K, node_panels = ceil_div(R, width);
-  const int64_t size_A = p.window * node_panels * J * width, size_weight = p.K * p.C * width;
+  const int64_t width = plan.width, R = p.nodes(), J = p.V * p.K;
+  const int64_t size_A = adjacency_sums(call), size_weight = p.K * p.C * width;
   // With grad_x, the dZ of a group of clips is kept until every panel of theirs is there.
   const int64_t clip_size = p.T * J * width;
   const int64_t room = std::max<int64_t>(1, kStoredBytes / (plan.panels * clip_size * sizeof(T)));
@@ -372,7 +342,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
         const int64_t n = first_clip + step / window_steps, first = step % window_steps * plan.window_step;
         const int64_t last = std::min(first + plan.window_step, p.windows());
         frames.move_to(n, p.first_frame(first), p.first_frame(first) + p.frames_of(last - first));
-        add_grad_A(call, n, first, last, panel, z, gy_by_node, partial);
+        add_grad_A(call, n, first, last, panel, z, gy_by_node, scratch, partial);
       }
     }
     if (gradients.weight) {
@@ -402,19 +372,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
     }
   }
 
-  if (gradients.A) {
-    for_each_task(call.pool, p.window * node_panels, [&](int, int64_t block) {
-      T* sum = partial_A + block * J * width;
-      for (int64_t task = 1; task < plan.tasks; ++task) add(sum, sum + task * size_A, J * width);
-      const int64_t w = block / node_panels, first = block % node_panels * width, columns = std::min(width, R - first);
-      for (int64_t k = 0; k < p.K; ++k) {
-        for (int64_t j = 0; j < columns; ++j) {
-          T* to = gradients.A + (k * R + first + j) * R + w * p.V;
-          for (int64_t u = 0; u < p.V; ++u) to[u] = sum[(u * p.K + k) * width + j];
-        }
-      }
-    });
-  }
+  if (gradients.A) reduce_adjacency(call, partial_A, gradients.A);
   if (gradients.weight) reduce_weight(call, partial_weight, gradients.weight);
   if (gradients.bias) reduce_bias(call, partial_bias, gradients.bias);
 }
