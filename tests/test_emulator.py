@@ -68,11 +68,21 @@ def test_fibers_of_other_machines() -> None:
 
 
 @pytest.mark.slow
-def test_under_sanitizers() -> None:
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["tests/test_emulator.py", "tests/test_emulator_faults.py"],
+        ["tests/test_cuda_forward.py", "-k", "values or variants or no_clips"],
+        ["tests/test_backward_kernels.py", "-k", "gradients or strides or empty"],
+        ["tests/test_plain_kernels.py", "tests/test_temporal_kernels.py", "-k", "values"],
+    ],
+    ids=["emulator", "forward", "backward", "others"],
+)
+def test_under_sanitizers(tests: list[str]) -> None:
     """Route S and the runtime itself under the address and undefined-behaviour sanitizers."""
     libraries = [
         _build.run([*_build.CXX, f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libubsan.so")
     ]
     variables = {"MSG3D_EMULATOR_SANITIZE": "address,undefined", "LD_PRELOAD": " ".join(libraries)}
     variables |= {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
-    run_again(variables, "tests/test_emulator.py", "tests/test_emulator_faults.py")
+    run_again(variables, *tests)

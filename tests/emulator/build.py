@@ -47,7 +47,8 @@ class BuildFailed(RuntimeError):
 
 def run(command: Iterable[object]) -> str:
     words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True)
+    clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # nvcc dies with a sanitizer
+    done = subprocess.run(words, capture_output=True, text=True, env=clean)
     if done.returncode:
         raise BuildFailed(f"{shlex.join(words)}\n{done.stdout}{done.stderr}")
     return done.stdout
