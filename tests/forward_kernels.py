@@ -15,9 +15,9 @@ NAMES = ("forward", "frames", "windows", "few_channels", "few_channels_collapse"
 SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in NAMES)
 LAUNCHERS = "tests/emulator/launch_forward.cpp"
 FIELDS = [
-    *("kernel", "tile", "warps", "groups", "parts", "windows", "slots", "frame_step", "weight_steps", "channel_steps"),
-    *("slices", "slices_per_block", "shared_bytes", "blocks", "waves", "weight_bytes", "adjacency_bytes"),
-    *("collapse_bytes", "workspace_bytes", "clocks"),
+    *("kernel", "tile", "warps", "groups", "parts", "windows", "slots", "frame_step", "weight_steps", "weight_columns"),
+    *("channel_steps", "slices", "slices_per_block", "slices_at_once", "shared_bytes", "blocks", "waves"),
+    *("weight_bytes", "adjacency_bytes", "collapse_bytes", "workspace_bytes", "clocks"),
 ]
 KERNELS = ("plain", "frames", "windows", "few_channels")
 

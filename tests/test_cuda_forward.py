@@ -38,7 +38,8 @@ WINDOWS = [
     Shape("windows_dilated", 1, 32, 8, 25, 2, 96, (3, 1, 2)),
     Shape("windows_both", 1, 16, 9, 20, 2, 50, (5, 2, 2)),  # frames that no window reads are not loaded
     Shape("windows_coprime", 1, 24, 11, 9, 2, 48, (3, 3, 2)),
-    Shape("windows_streamed", 1, 192, 9, 25, 1, 192, (5, 2, 1)),  # weights 24 channels at a time
+    Shape("windows_streamed", 1, 192, 9, 25, 1, 192, (5, 2, 1), shared_kb=99),  # W and A in chunks
+    Shape("windows_columns", 1, 192, 9, 25, 1, 192, (5, 2, 1)),  # W in chunks of output channels
     Shape("windows_even", 1, 16, 5, 6, 2, 16, (2, 1, 1)),
     Shape("windows_short", 2, 16, 1, 17, 2, 48, (5, 1, 1)),  # a clip shorter than its window
     Shape("windows_of_one", 1, 16, 7, 17, 2, 48, (1, 2, 1)),
@@ -55,7 +56,8 @@ FEW_CHANNELS = [
 COLLAPSE = [
     Shape("collapse_17_3", 1, 32, 9, 17, 2, 96, (3, 1, 1), 96),
     Shape("collapse_17_two", 1, 32, 12, 17, 2, 96, (3, 1, 1), 96),  # two windows a warp
-    Shape("collapse_25_3", 1, 32, 9, 25, 2, 144, (3, 1, 1), 192),  # two slices, four groups of outputs
+    Shape("collapse_25_3", 1, 32, 9, 25, 2, 144, (3, 1, 1), 240),  # two slices at once, outputs in passes
+    Shape("collapse_in_turn", 1, 16, 2, 48, 1, 144, (5, 1, 1), 48, shared_kb=99),  # slices add up in memory
     Shape("collapse_25_5", 1, 32, 5, 25, 1, 96, (5, 2, 1), 50),
     Shape("collapse_48", 1, 16, 3, 48, 1, 48, (3, 1, 1), 32),  # more than 32 joints
     Shape("collapse_few", 1, 3, 11, 25, 6, 96, (3, 1, 1), 96),  # two tiles of rows a warp, a ragged second block
@@ -96,11 +98,15 @@ def test_values(kernels: emulator.Kernels, shape: Shape) -> None:
 def test_the_shapes_reach_every_tile(kernels: emulator.Kernels) -> None:
     plans = [forward.plan(kernels, shape) for shape in SHAPES]
     tiles = {(plan["kernel"], plan["tile"]) for plan in plans}
-    assert tiles == {(1, tile) for tile in range(7)} | {(2, tile) for tile in range(6)} | {(3, 0)}
+    assert tiles == {(1, tile) for tile in range(7)} | {(2, tile) for tile in range(7)} | {(3, 0)}
     streamed = [plan for plan in plans if plan["kernel"] == 2 and plan["weight_steps"] < plan["channel_steps"]]
     chunked = [plan for plan in plans if plan["kernel"] == 1 and plan["weight_steps"] < plan["channel_steps"]]
     in_turn = [plan for plan in plans if plan["slices_per_block"] > 1]
+    by_columns = [plan for plan in plans if plan["kernel"] == 2 and plan["weight_columns"] < 2 * plan["groups"]]
+    at_once = {plan["slices_at_once"] for plan in plans if plan["slices"] > 1 and plan["collapse_bytes"]}
+    assert at_once == {1, 2}
     assert streamed
+    assert by_columns
     assert chunked
     assert in_turn
     assert any(plan["parts"] > 1 for plan in plans)

@@ -137,29 +137,24 @@ def test_collapse(shape: Shape) -> None:
     found = costs(shape)
     assert found.y_written == 1
     assert found.both <= (1.3 if shape.window[0] == 3 else 1.55)
-    assert found.shared <= 1.05
+    assert found.mma <= 1.31
+    assert found.shared <= 1
     assert found.intervals <= 1.25
     assert found.conflicts <= 0.02
     assert found.level2 <= 0.5
 
 
-def missed(shapes: list[Shape], reason: str) -> list[object]:
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(shape, marks=[mark]) for shape in shapes]
-
-
-# The output is added to in memory once a slice of 96 channels; with five slots blocks have two windows.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "shape",
-    missed(COLLAPSED_192, "x + y 1.56, 1.85, 1.62 and 1.85 of 1.55"),
-    ids=lambda shape: shape.name,
-)
+@pytest.mark.parametrize("shape", COLLAPSED_192, ids=lambda shape: shape.name)
 def test_collapse_of_192_channels(shape: Shape) -> None:
     found = costs(shape)
+    assert found.y_written == 1
     assert found.both <= 1.55
-    assert found.shared <= 1.05
+    assert found.mma <= (1.36 if shape.V == 25 else 1.38)  # two times 17 joints pad to 40 rows
+    assert found.shared <= 1
     assert found.intervals <= 1.25
+    assert found.conflicts <= 0.02
+    assert found.level2 <= 0.5
 
 
 @pytest.mark.slow

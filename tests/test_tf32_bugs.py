@@ -8,7 +8,19 @@ from dataclasses import replace
 import emulator
 import pytest
 import test_backward_mutations as mutations
-from forward_bugs import AGGREGATION, COLLAPSE, FRAMES, HEADER, PACKING, WHOLE, WINDOWS, Bug, assert_caught, bug
+from forward_bugs import (
+    AGGREGATION,
+    COLLAPSE,
+    FRAMES,
+    HEADER,
+    PACKING,
+    PROJECTION,
+    WHOLE,
+    WINDOWS,
+    Bug,
+    assert_caught,
+    bug,
+)
 
 BUGS = [
     bug("x not rounded", FRAMES, r"round_in_place<T>\(.*\);", "cp_async_wait<0>();", "frames_17", "values"),
@@ -23,7 +35,8 @@ BUGS = [
     bug("no mask of every second joint", FRAMES, r"const bool second = whole \|\|.*", "const bool second = true;",
         "frames_17", "leak"),
     bug("x not rounded", WINDOWS, r"round_in_place<T>\(.*\);", "cp_async_wait<0>();", "windows_17_3", "values"),
-    bug("Z not rounded", WINDOWS, r"Bits64\{to_tf32\(d\[0\]\),", "Bits64{float_bits(d[0]),", "windows_17_3", "values"),
+    bug("Z not rounded", PROJECTION, r"Bits64\{to_tf32\(d\[0\]\),", "Bits64{float_bits(d[0]),", "windows_17_3",
+        "values"),
     bug("swapped operands", WINDOWS, r"mma_m16n8k8_tf32\(y\[w\]\[i\]\[n\], a\[w\]\[i\], b\.x, b\.y\);\n\s+mma",
         "mma_m16n8k8_tf32(y[w][i][n], a[w][i], b.y, b.x); mma", "windows_17_3", "values"),
     bug("wrong clamp of nodes", WINDOWS, r"node \+ 4 < nodes \? node \+ 4 : nodes - 1", "node + 4", "windows_25_3",
@@ -32,8 +45,8 @@ BUGS = [
         "offset(first_row[w] + moved0, (chunk + 4 * i) ^ 2)", "windows_17_3", "values"),
     bug("other half of a chunk", WINDOWS, r"byte = lane / 4 % 2 \* 8", "byte = lane / 4 % 2 * 0", "windows_17_3",
         "values"),
-    bug("two lanes at one place", WINDOWS, r"offset\(r, chunk\) \+ lane % 2 \* 8", "offset(r, chunk)", "windows_17_3",
-        "race"),
+    bug("two lanes at one place", PROJECTION, r"offset\(r, chunk\) \+ lane % 2 \* 8", "offset(r, chunk)",
+        "windows_17_3", "race"),
     bug("x rounded before it is there", HEADER, r"simt::cp_async_wait<1>\(\);", "", "windows_17_3",
         "copy not waited for"),
     bug("x of others rounded before it is there", HEADER, r"simt::cp_async_wait<1>\(\);\n\s+simt::block_barrier\(\);",
@@ -64,7 +77,7 @@ BUGS = [
     bug("a step too few", COLLAPSE, r"kGroup \* sizeof\(T\) / kStepBytes", "kGroup * 2 / kStepBytes", "collapse_48",
         "any"),
     bug("stale sum", COLLAPSE, r"sum0 \+= simt::bits_float\(pair\.x\), sum1", "sum0 = simt::bits_float(pair.x), sum1",
-        "collapse_25_3", "values"),
+        "collapse_in_turn", "values"),
 ]  # fmt: skip
 RAGGED, RING = (replace(shape, tf32=True) for shape in (mutations.RAGGED, mutations.RING))
 

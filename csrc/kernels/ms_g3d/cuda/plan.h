@@ -79,28 +79,46 @@ inline void cut_channels(ForwardPlan& plan, const Problem& p, int groups, int by
   plan.weight_bytes = plan.slices * p.K * plan.channel_steps * kStepBytes * plan.slice();
 }
 
-// The collapse to `out_channels` behind a plan whose y may go to `y_at` and whose shared memory is free from there on.
-// False if the warps are too few for the windows.
-inline bool add_collapse(ForwardPlan& plan, const Problem& p, int64_t out_channels, int y_at, int64_t& clocks,
-                         int64_t& all_bytes) {
-  const int64_t sets = plan.windows * ceil_div(p.V, 32);
-  if (sets > plan.warps) return false;
-  plan.out_channels = static_cast<int>(out_channels);
-  const int64_t out_groups = ceil_div(out_channels, kGroup), steps = plan.groups * 3 * plan.element_bytes / 2;
-  const int64_t group_bytes = steps * 1536;
-  plan.collapse_groups = static_cast<int>(std::min(plan.warps / sets, out_groups));
-  plan.collapse_bytes = plan.slices * p.window * out_groups * group_bytes;
-  const int64_t stage_bytes = 2 * plan.collapse_groups * group_bytes;
-  const int64_t y_bytes = plan.windows * ceil_div(p.nodes(), 8) * 8 * plan.slice() * plan.element_bytes;
-  plan.y_at = y_at;
-  plan.stage_at = static_cast<int>(y_at + y_bytes);
-  plan.shared_bytes = static_cast<int>(std::max<int64_t>(plan.shared_bytes, plan.stage_at + stage_bytes));
-  const int64_t passes = ceil_div(out_groups, plan.collapse_groups);
-  const int64_t busy = sets * plan.collapse_groups;
-  const int64_t tiles = 3 * ceil_div(std::min<int64_t>(p.V, 32), 8);
-  const Interval slot{ceil_div(busy, 4) * tiles * steps, busy * 20 * steps + stage_bytes / 256};
-  clocks += plan.slices * (passes * p.window * slot.clocks() + y_bytes / 128);
-  all_bytes += plan.collapse_bytes + plan.windows * p.V * out_channels * plan.element_bytes;
+// Rows of a window's y: neighbouring rows (f,v) of a slot, across windows too, fall into different banks.
+inline int64_t collapse_pitch(const Problem& p) { return p.nodes() + (8 - (p.nodes() - p.V) % 8) % 8; }
+
+// The collapse to `out_channels` behind a plan of windows, of all slices at once or of each: in the fastest of the ways
+// in which warps share its rows and outputs that fit. False if they are too few for the windows.
+inline bool add_collapse(ForwardPlan& plan, const Problem& p, const Device& device, int64_t out_channels, bool at_once,
+                         int64_t& clocks, int64_t& all_bytes) {
+  const int64_t out_groups = ceil_div(out_channels, kGroup), tiles = ceil_div(plan.windows * p.V, 8);
+  const int64_t steps = 3 * plan.element_bytes / 2, piece_bytes = steps * 1536, pieces = plan.slices * plan.groups;
+  const int64_t y_bytes = plan.windows * collapse_pitch(p) * plan.slice() * plan.element_bytes;
+  plan.out_channels = static_cast<int>(out_channels), plan.slices_at_once = at_once ? plan.slices : 1;
+  plan.collapse_bytes = p.window * pieces * out_groups * piece_bytes;
+  plan.y_at = at_once ? 0 : plan.z_at, plan.stage_at = static_cast<int>(plan.y_at + y_bytes);
+  plan.kept_bytes = static_cast<int>(y_bytes);
+  const ForwardPlan bare = plan;
+  int64_t best = 0;
+  for (int64_t groups = std::min<int64_t>(plan.warps, out_groups); groups > 0; --groups) {
+    const int64_t sets = std::min<int64_t>(plan.warps / groups, tiles), height = ceil_div(tiles, sets);
+    if (height > kCollapseTiles) continue;
+    const int64_t end = std::max<int64_t>(bare.shared_bytes, plan.stage_at + 2 * groups * piece_bytes);
+    const int64_t shared_bytes = end + (plan.slices_at_once - 1) * y_bytes;
+    // Warps beside each other make the same rows: where their number is a multiple of four, each sub-partition has all.
+    const int64_t busy = groups % 4 == 0 ? groups / 4 * tiles : ceil_div(groups * sets, 4) * height;
+    const int64_t fragments = groups * (12 * sets + 4 * ceil_div(tiles, 2)) * steps;
+    const Interval piece{busy * 3 * steps, fragments + groups * piece_bytes / 128};
+    const int64_t hidden = groups * sets < std::min(plan.warps, kMostWarps) ? 115 : 100;  // as in finish
+    const int64_t time = ceil_div(out_groups, groups) * p.window * pieces * piece.clocks() * hidden / 100;
+    const bool fits = shared_bytes <= device.shared_bytes, first = best == 0;
+    if (!first &&
+        (fits ? plan.shared_bytes <= device.shared_bytes && time >= best : shared_bytes >= plan.shared_bytes)) {
+      continue;
+    }
+    best = time;
+    plan.collapse_groups = static_cast<int>(groups), plan.collapse_tiles = static_cast<int>(height);
+    plan.kept_at = static_cast<int>(end), plan.shared_bytes = static_cast<int>(shared_bytes);
+  }
+  if (best == 0) return false;
+  clocks += best + plan.slices * y_bytes / 128;
+  const int64_t passes = at_once ? 1 : 2 * plan.slices - 1;  // over the output
+  all_bytes += plan.collapse_bytes + passes * plan.windows * p.V * out_channels * plan.element_bytes;
   return true;
 }
 
@@ -135,23 +153,27 @@ inline ForwardPlan frames_plan(const Problem& p, const Device& device, int bytes
 }
 
 // How the windows kernel cuts projection: units of 24 or 48 channels and 16 rows times `tiles`, weights whole or in
-// about so many chunks.
+// about so many chunks along the summed channels, or in so many along the output's.
 struct Cut {
   const char* name;
   bool wide;
-  int tiles, chunks;
+  int tiles, chunks, output_chunks;
 };
 constexpr Cut kCuts[] = {
-    {"", false, 2, 1},
-    {", wide units", true, 2, 1},
-    {", wide units of 48 rows", true, 3, 1},
-    {", streamed, wide units", true, 2, 3},
-    {", streamed, wide units of 48 rows", true, 3, 3},
+    {"", false, 2, 1, 1},
+    {", wide units", true, 2, 1, 1},
+    {", wide units of 48 rows", true, 3, 1, 1},
+    {", streamed, wide units", true, 2, 3, 1},
+    {", streamed, wide units of 48 rows", true, 3, 3, 1},
+    {", finely streamed, wide units of 48 rows", true, 3, 6, 1},
+    {", outputs streamed", false, 2, 1, 4},
+    {", outputs streamed, wide units", true, 2, 1, 2},
+    {", outputs streamed, wide units of 48 rows", true, 3, 1, 2},
 };
 
 // False if no such tile exists.
 inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& device, int bytes, int tile, int groups,
-                         int windows, const Cut& cut, bool keep_x, int64_t out_channels) {
+                         int windows, const Cut& cut, bool keep_x, int64_t out_channels, bool at_once) {
   const WindowTile& shape = kWindowTiles[tile];
   if (bytes == 4 && shape.node_tiles == 16) return false;  // no register is left for the addresses of its operands
   plan = {};
@@ -168,16 +190,20 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   const int64_t row_tiles = ceil_div(rows, 16), across = cut.wide ? columns / 2 : columns;
   const int64_t units = ceil_div(row_tiles, cut.tiles) * across, steps = joint_steps(node_tiles, bytes);
   if (cut.chunks > 1 && (units > plan.warps || cut.chunks > k)) return false;
+  if (cut.output_chunks > 1 && (shape.wide_tiles == 0 || across % cut.output_chunks != 0)) return false;
+  const bool chunked = cut.chunks > 1 || cut.output_chunks > 1;
   plan.wide_units = cut.wide, plan.unit_tiles = cut.tiles;
   plan.slices_per_block = keep_x ? plan.slices : 1;
   plan.adjacency_part_bytes = static_cast<int>(node_tiles * shape.node_tiles * kFragmentBytes * bytes / 2);
   plan.adjacency_bytes = p.K * plan.parts * plan.adjacency_part_bytes;
   plan.weight_steps = static_cast<int>(ceil_div(k, cut.chunks)), plan.adjacency_steps = static_cast<int>(steps);
   plan.weight_chunk_bytes = static_cast<int>(plan.weight_steps * kColumnStep * kStepBytes);
-  int64_t buffer = columns * plan.weight_chunk_bytes;
+  plan.weight_columns = static_cast<int>(columns / cut.output_chunks);
+  int64_t buffer = plan.weight_columns * plan.weight_chunk_bytes;
   const int64_t step_bytes = shape.node_tiles * 2 * kFragmentBytes;
-  if (cut.chunks > 1) {
-    plan.adjacency_steps = static_cast<int>(std::clamp<int64_t>(buffer / (plan.parts * step_bytes), 1, steps));
+  if (chunked) {
+    plan.adjacency_steps = static_cast<int>(
+        std::clamp<int64_t>((buffer + plan.parts * step_bytes / 2) / (plan.parts * step_bytes), 1, steps));
   }
   plan.adjacency_chunk_bytes =
       static_cast<int>(std::min<int64_t>(plan.adjacency_part_bytes, plan.adjacency_steps * step_bytes));
@@ -185,26 +211,27 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   plan.weight_at = static_cast<int>(plan.z_at + rows * plan.slice() * bytes);
   // In chunks, either buffer holds chunks of W as well as of A.
   const int64_t a_buffer = plan.parts * plan.adjacency_chunk_bytes;
-  if (cut.chunks > 1) buffer = std::max(buffer, a_buffer);
+  if (chunked) buffer = std::max(buffer, a_buffer);
   plan.adjacency_at = static_cast<int>(plan.weight_at + buffer);
-  plan.shared_bytes = static_cast<int>(plan.adjacency_at + (cut.chunks > 1 ? buffer : a_buffer));
+  plan.shared_bytes = static_cast<int>(plan.adjacency_at + (chunked ? buffer : a_buffer));
   plan.blocks = p.N * ceil_div(p.windows(), windows) * (plan.slices / plan.slices_per_block);
   // Phase 1: units. Phase 2: a warp's windows.
   const int64_t a_bytes = plan.parts * plan.adjacency_part_bytes, weight_bytes = columns * k * kColumnStep * kStepBytes;
   const Interval project{
-      busiest_rows(row_tiles, cut.tiles, across, plan.warps) * (cut.wide ? 6 : 3) * k,
+      busiest_rows(row_tiles, cut.tiles, across / cut.output_chunks, plan.warps) * cut.output_chunks *
+          (cut.wide ? 6 : 3) * k,
       (4 * row_tiles * across + units * (cut.wide ? 12 : 6)) * k + rows * plan.slice() * bytes / 128 + a_bytes / 128};
   const int64_t products = 3 * shape.node_tiles * shape.windows * steps;
   const int64_t fragments = (12 * shape.windows + 2 * shape.node_tiles) * steps;
   const Interval gather{ceil_div(plan.warps, 4) * products, plan.warps * fragments + weight_bytes / 128};
   const int64_t scales = plan.slices_per_block * p.K, x_bytes = rows * p.C * bytes;
-  const int64_t barriers = ceil_div(k, plan.weight_steps) + ceil_div(steps, plan.adjacency_steps);
+  const int64_t barriers = ceil_div(k, plan.weight_steps) * cut.output_chunks + ceil_div(steps, plan.adjacency_steps);
   int64_t clocks = scales * (project.clocks() + gather.clocks() + 40 * (barriers - 2));
   int64_t all_bytes = x_bytes + scales * (a_bytes + weight_bytes);
   if (out_channels == 0) {
     all_bytes += windows * p.nodes() * std::min<int64_t>(p.O, plan.slices_per_block * plan.slice()) * bytes;
   } else if (plan.slices_per_block != plan.slices ||
-             !add_collapse(plan, p, out_channels, plan.slices > 1 ? plan.z_at : 0, clocks, all_bytes)) {
+             !add_collapse(plan, p, device, out_channels, at_once, clocks, all_bytes)) {
     return false;
   }
   finish(plan, device, clocks, x_bytes, all_bytes);
@@ -351,21 +378,29 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int bytes, in
       }
     }
   } else {
-    // Every slice behind the first reads and writes the collapse's output again: 48 channels only where nothing else
-    // fits.
+    // Slices that the collapse adds up in memory read and write its output again: only where nothing else fits, and 48
+    // channels of them only where nothing else does either.
     const int least_groups = out_channels > 0 ? std::min(2, all_groups) : 1;
-    for (int tile = 0; tile < static_cast<int>(std::size(kWindowTiles)); ++tile) {
-      const WindowTile& shape = kWindowTiles[tile];
-      for (int groups : {4, 2, 1}) {
-        if (groups < least_groups && choice.found()) continue;
-        for (int windows : {1, 2, 3, 4, 8}) {
-          for (const Cut& cut : kCuts) {
-            for (const bool keep : {false, true}) {
-              if (too_wide(groups) || windows % shape.windows != 0) continue;
-              if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
-              if (!windows_plan(plan, p, device, bytes, tile, groups, windows, cut, keep, out_channels)) continue;
-              choice.consider(plan, tile_name(shape.name, groups, windows, "windows",
-                                              cut.name + std::string(keep ? ", slices in turn" : "")));
+    for (const bool at_once : {true, false}) {
+      if (!at_once && (out_channels == 0 || choice.found())) break;
+      for (int tile = 0; tile < static_cast<int>(std::size(kWindowTiles)); ++tile) {
+        const WindowTile& shape = kWindowTiles[tile];
+        for (int groups : {4, 2, 1}) {
+          if (groups < least_groups && choice.found()) continue;
+          for (int windows : {1, 2, 3, 4, 8}) {
+            for (const Cut& cut : kCuts) {
+              for (const bool keep : {false, true}) {
+                if (too_wide(groups) || windows % shape.windows != 0) continue;
+                if (keep ? groups >= all_groups : out_channels > 0 && groups < all_groups) continue;
+                if (!windows_plan(plan, p, device, bytes, tile, groups, windows, cut, keep, out_channels, at_once)) {
+                  continue;
+                }
+                const char* const slices = !keep                     ? ""
+                                           : out_channels && at_once ? ", slices at once"
+                                                                     : ", slices in turn";
+                choice.consider(plan,
+                                tile_name(shape.name, groups, windows, "windows", cut.name + std::string(slices)));
+              }
             }
           }
         }

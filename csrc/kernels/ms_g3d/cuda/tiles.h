@@ -21,6 +21,7 @@ constexpr int kGroup = 48;            // output channels of a warp: three m16 ti
 constexpr int kColumnStep = 24;       // output channels of a projection unit of the windows kernel
 constexpr int kFewColumns = 24;       // windows times channels of the kernel for few input channels
 constexpr int kCollapseColumns = 48;  // the same with the collapse behind it
+constexpr int kCollapseTiles = 8;     // of eight rows of its output that a warp makes behind the windows kernel
 constexpr int kFewOutputs = 96;       // output channels of that collapse which a warp makes at once
 constexpr int kMostWarps = 8;         // of a block: leaves 255 registers to a thread
 constexpr int kStepBytes = 32;        // of a row, that one product sums over: 16 values of 16 bits, 8 of tf32
@@ -46,8 +47,8 @@ struct WindowTile {
   int node_tiles, windows, wide_tiles;
 };
 constexpr WindowTile kWindowTiles[] = {
-    {"56 nodes", 7, 1, 3},  {"56 nodes, 2 windows", 7, 2, 0}, {"64 nodes", 8, 1, 3},
-    {"80 nodes", 10, 1, 2}, {"88 nodes", 11, 1, 2},           {"128 nodes", 16, 1, 0},
+    {"48 nodes", 6, 1, 3},  {"56 nodes", 7, 1, 3},  {"56 nodes, 2 windows", 7, 2, 0}, {"64 nodes", 8, 1, 3},
+    {"80 nodes", 10, 1, 2}, {"88 nodes", 11, 1, 2}, {"128 nodes", 16, 1, 0},
 };
 
 struct ForwardPlan {
@@ -63,17 +64,21 @@ struct ForwardPlan {
   int frame_step;        // windows: frames from one slot to the next
   int channel_steps;     // of kStepBytes of C
   int weight_steps;      // of a weight chunk
+  int weight_columns;    // windows: of 24 output channels of a weight chunk
   int adjacency_steps;   // windows: of a chunk of A
   int unit_tiles;        // windows: m16 tiles of rows of a projection unit
   bool wide_units;       // windows: projection units are 48 channels wide instead of 24
   int slices;            // of all output channels
   int slices_per_block;  // that a block computes one after the other while it keeps x
   int out_channels;      // of the collapse behind it; 0: none
-  int collapse_groups;   // of 48 of them whose weights a block holds at once
+  int collapse_groups;   // windows: of 48 of them that a block makes at once
+  int collapse_tiles;    // windows: of eight rows of them that a warp makes
+  int slices_at_once;    // windows: that the collapse sums up in registers; all or one
   int64_t blocks;
 
-  // Shared memory: x from its start on, then Z (or H), W, A; the collapse lays y and its weights over what it can.
-  int z_at, weight_at, adjacency_at, y_at, stage_at, shared_bytes;
+  // Shared memory: x from its start on, then Z (or H), W, A. The collapse keeps y of all slices but the last from
+  // kept_at on, and lays y of the last, and its weights, over what it can.
+  int z_at, weight_at, adjacency_at, y_at, kept_at, kept_bytes, stage_at, shared_bytes;
   int weight_chunk_bytes;     // frames: a weight chunk; windows: of it 24 channels
   int adjacency_chunk_bytes;  // windows: a chunk of A for one part
   int adjacency_part_bytes;   // A_k for one part

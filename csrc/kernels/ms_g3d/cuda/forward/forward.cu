@@ -151,7 +151,8 @@ SIMT_DEVICE float collapse_value(const PackCall& call, int slot, int out, int o)
 }
 
 SIMT_DEVICE Place collapse_place(const PackCall& call, int64_t word) {
-  const int steps = call.groups * 3 * 2 / call.per_word, out_groups = (call.out_channels + kGroup - 1) / kGroup;
+  const int piece_steps = 6 / call.per_word, steps = call.groups * piece_steps;
+  const int out_groups = (call.out_channels + kGroup - 1) / kGroup;
   const int slots = call.nodes / call.V, part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
   if (call.few_channels) {  // (kFewOutputs, slot, step, pair of n8 tiles, lane, 4): B fragments
     const int pairs = kFewOutputs / 16, pair = static_cast<int>(word / 128 % pairs);
@@ -163,13 +164,14 @@ SIMT_DEVICE Place collapse_place(const PackCall& call, int64_t word) {
     return {static_cast<int>(rest / steps / slots) * kFewOutputs + pair * 16 + column,
             call.per_word == 2 ? step * 16 + lane % 4 * 2 + part % 2 * 8 : step * 8 + lane % 4 * 2 + part % 2, slot};
   }
-  // (slice, slot, group of 48 outputs, step, m16 tile, lane, 4): A fragments, columns the channels of the slice.
-  const int tile = static_cast<int>(word / 128 % 3), step = static_cast<int>(word / 384 % steps);
-  const int64_t rest = word / 384 / steps;
-  const int group = static_cast<int>(rest % out_groups), slot = static_cast<int>(rest / out_groups % slots);
-  const int slice = static_cast<int>(rest / out_groups / slots);
+  // (slot, 48 channels o, group of 48 outputs, step, m16 tile, lane, 4): A fragments.
+  const int tile = static_cast<int>(word / 128 % 3), step = static_cast<int>(word / 384 % piece_steps);
+  const int64_t rest = word / 384 / piece_steps;
+  const int group = static_cast<int>(rest % out_groups), pieces = call.slices * call.groups;
+  const int piece = static_cast<int>(rest / out_groups % pieces);
   return {group * kGroup + tile * 16 + channel_of_row(lane / 4 + part % 2 * 8),
-          slice * call.groups * kGroup + (step * 8 + lane % 4 + part / 2 * 4) * call.per_word, slot};
+          piece * kGroup + (step * 8 + lane % 4 + part / 2 * 4) * call.per_word,
+          static_cast<int>(rest / out_groups / pieces)};
 }
 
 constexpr int kPackThreads = 256;
@@ -233,7 +235,7 @@ int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& i
   call.tiles = frames ? kFramePacks[plan.tile].joint_tiles : kWindowTiles[plan.tile].node_tiles;
   if (plan.out_channels > 0) {
     call.collapse = collapse->weight, call.collapse_words = plan.collapse_bytes / 4;
-    call.out_channels = plan.out_channels;
+    call.out_channels = plan.out_channels, call.slices = plan.slices;
     for (int i = 0; i < 3; ++i) call.collapse_stride[i] = collapse->weight_stride[i];
   }
   const int64_t words = call.weight_words + call.adjacency_words + call.collapse_words;
@@ -259,6 +261,7 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
   call.frame_step = plan.frame_step, call.slots = plan.slots, call.tile_windows = plan.windows;
   call.groups = plan.groups, call.parts = plan.parts, call.warps = plan.warps;
   call.channel_steps = plan.channel_steps, call.weight_steps = plan.weight_steps;
+  call.weight_columns = plan.weight_columns;
   call.slices = plan.slices, call.slices_per_block = plan.slices_per_block;
   call.z_at = plan.z_at, call.weight_at = plan.weight_at, call.adjacency_at = plan.adjacency_at;
   call.weight_chunk_bytes = plan.weight_chunk_bytes, call.adjacency_part_bytes = plan.adjacency_part_bytes;
@@ -270,7 +273,9 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
     call.collapse = packing::collapse_image(plan, images), call.collapse_bias = collapse->bias;
     call.accumulate = collapse->accumulate, call.out_channels = plan.out_channels;
     call.collapse_groups = plan.collapse_groups, call.y_at = plan.y_at, call.stage_at = plan.stage_at;
-    call.y_pitch = (call.nodes + 7) / 8 * 8;  // rows of a window's y
+    call.collapse_tiles = plan.collapse_tiles, call.slices_at_once = plan.slices_at_once;
+    call.kept_at = plan.kept_at, call.kept_bytes = plan.kept_bytes;
+    call.y_pitch = static_cast<int>(detail::collapse_pitch(p));
   }
   if (plan.kernel == Kernel::kFewChannels) {
     call.x_rows = rows_of(static_cast<int>(ceil_div(call.nodes * plan.element_bytes, kStepBytes)) * 2);

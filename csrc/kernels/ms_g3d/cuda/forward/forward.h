@@ -48,6 +48,7 @@ struct ForwardCall {
   int frame_step, slots;                             // see ForwardPlan
   int tile_windows, groups, parts;                   // frames or windows of a block, 48-channel groups, runs of nodes
   int channel_steps, weight_steps, adjacency_steps;  // see ForwardPlan
+  int weight_columns;                                // see ForwardPlan
   int slices, slices_per_block, warps;
   Rows x_rows, z_rows, y_rows;        // in shared memory, x from its start on; z: of Z, H
   int z_at, weight_at, adjacency_at;  // bytes from its start
@@ -56,10 +57,13 @@ struct ForwardCall {
   bool wide_units;                                                      // see ForwardPlan
   bool relu;
   // With the collapse behind it, y is its output (N, T_out, V, out_channels) and relu is that output's. y_at: where y
-  // of a slice goes in shared memory, of few channels where their bias is; stage_at: the collapse's weights.
+  // of a slice goes in shared memory, of few channels where their bias is; kept_at: y of the slices that wait for the
+  // last one, kept_bytes each; stage_at: the collapse's weights.
   const void* collapse;  // packed; null: none
   const void* collapse_bias;
-  int out_channels, collapse_groups, y_at, stage_at, y_pitch;
+  int out_channels, collapse_groups, collapse_tiles, slices_at_once;  // see ForwardPlan
+  int y_at, kept_at, kept_bytes, stage_at;
+  int y_pitch;  // rows of a window's y
   bool accumulate;
 };
 

@@ -7,17 +7,16 @@
 // tf32, whose elements it cannot transpose, by plain loads) with an address of its own for every row (w',u), so windows
 // overlap, stride and dilate at no cost and (w',u) needs no padding; rows behind the last node repeat a row of the same
 // window, whose A is zero, so nothing foreign is read. W_k and A_k pass through two buffers in turn, whole or in chunks
-// along the summed dimension: one arrives while the other is used.
+// along the summed dimension (of W_k also along the other one): one arrives while the other is used.
 //
 // Warp (group, part, set): channels [48 group, ...), the run `part` of destination nodes, windows of `set`.
 #include "collapse.h"
+#include "projection.h"
 
 namespace msg3d::ms_g3d::cuda {
 namespace windows {
 
 using namespace simt;
-
-constexpr int kUnitBytes = 768;  // of W, one step of 24 channels
 
 template <int kIndex>
 struct Tile {
@@ -25,99 +24,6 @@ struct Tile {
   static constexpr int kWideTiles = kWindowTiles[kIndex].wide_tiles;
   static constexpr bool kChunks = kWideTiles > 0;  // else no register is left to count them
 };
-
-// Z of rows [row, end), at most kTiles * 16, and kColumns times 24 channels.
-template <typename T, int kColumns, int kTiles>
-struct Unit {
-  float sum[kTiles][kColumns * 3][4] = {};
-  int row, end;
-
-  SIMT_DEVICE Unit(int first, int last) : row(first), end(last) {}
-
-  // Adds steps [step, last) of the channels, whose W is at `weight`, a column's behind the other's.
-  SIMT_DEVICE void multiply(const ForwardCall& call, int step, int last, const unsigned char* weight) {
-    const int lane = opaque(lane_index()), bit = lane / 16;
-    uint32_t x[kTiles];
-    int turn[kTiles];
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      const int mine = row + 16 * m + lane % 16, r = mine < end ? mine : end - 1;
-      x[m] = shared_address(shared_memory<unsigned char>()) + r * call.x_rows.bytes(), turn[m] = call.x_rows.turn(r);
-    }
-#pragma unroll 1
-    for (; step < last; ++step, weight += kUnitBytes) {
-      Bits128 b01[kColumns];
-      Bits64 b2[kColumns];
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        b01[c] = load_vector<Bits128>(weight + c * call.weight_chunk_bytes + lane * 16);
-        b2[c] = load_vector<Bits64>(weight + c * call.weight_chunk_bytes + 512 + lane * 8);
-      }
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        if (row + 16 * m >= end) break;  // the same for the whole warp
-        uint32_t a[4];
-        ldmatrix_x4(a, x[m] + ((2 * step + bit) ^ turn[m]) * 16);
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          multiply_step<T>(sum[m][3 * c], a, b01[c].x, b01[c].y);
-          multiply_step<T>(sum[m][3 * c + 1], a, b01[c].z, b01[c].w);
-          multiply_step<T>(sum[m][3 * c + 2], a, b2[c].x, b2[c].y);
-        }
-      }
-    }
-  }
-
-  // Into rows of Z from their eight channels `column` on.
-  SIMT_DEVICE void leave(const ForwardCall& call, int column) const {
-    const int lane = opaque(lane_index());
-    unsigned char* const z = shared_memory<unsigned char>(call.z_at);
-#pragma unroll
-    for (int half_tile = 0; half_tile < 2 * kTiles; ++half_tile) {  // rows g, g+8, g+16, ...
-      const int r = row + half_tile * 8 + lane / 4;
-      if (r < end) {
-#pragma unroll
-        for (int n = 0; n < kColumns * 3; ++n) {
-          const float* const d = sum[half_tile / 2][n] + half_tile % 2 * 2;
-          if constexpr (kIsTf32<T>) {
-            const int chunk = 2 * (column + n) + lane % 4 / 2;
-            store_vector(z + PairedRows{call.z_rows}.offset(r, chunk) + lane % 2 * 8,
-                         Bits64{to_tf32(d[0]), to_tf32(d[1])});
-          } else {
-            *reinterpret_cast<uint32_t*>(z + call.z_rows.offset(r, column + n) + lane % 4 * 4) =
-                pack_pair<T>(d[0], d[1]);
-          }
-        }
-      }
-    }
-  }
-};
-
-// Phase 1. `turn` waits for the next chunk of W and says where it is. Several chunks mean at most one unit for a warp,
-// which keeps it in registers.
-template <typename T, int kColumns, int kTiles, bool kChunks, typename Turn>
-SIMT_DEVICE void project(const ForwardCall& call, const Turn& turn) {
-  const int rows = call.slots * call.V, height = call.unit_tiles * 16;
-  const int across = call.groups * kGroup / (kColumnStep * kColumns);  // units of a slice side by side
-  const int units = (rows + height - 1) / height * across;
-  const int steps = kChunks ? call.weight_steps : call.channel_steps;
-  int weight_at = 0;
-#pragma unroll 1
-  for (int first = 0; first < units; first += call.warps) {
-    const int unit = first + opaque(warp_index()), column = unit % across, row = unit / across * height;
-    Unit<T, kColumns, kTiles> z(row, row + height < rows ? row + height : rows);
-#pragma unroll 1
-    for (int step = 0; step < call.channel_steps; step += steps) {
-      if (first == 0) weight_at = turn();
-      const int last = step + steps < call.channel_steps ? step + steps : call.channel_steps;
-      if (unit < units) {
-        z.multiply(call, step, last,
-                   shared_memory<unsigned char>(weight_at + column * kColumns * call.weight_chunk_bytes));
-      }
-    }
-    if (unit < units) z.leave(call, column * kColumns * 3);
-  }
-}
 
 // What gather does, in tf32: steps of eight nodes.
 template <typename P>
@@ -242,7 +148,7 @@ SIMT_DEVICE void gather(float (&y)[P::kWindows][3][P::kNodeTiles][4], const Rows
 }
 
 // Hands every accumulator of y to `take(accumulator, window, node, channel, bias of it, bias of the next)` and clears
-// it.
+// it: zeros need no registers while the collapse runs.
 template <typename T, typename P, typename Take>
 SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kNodeTiles][4], int slice,
                        const Take& take) {
@@ -304,21 +210,23 @@ void windows_kernel(ForwardCall call) {
   constexpr int kPerStep = kStepBytes / sizeof(T);
   const int steps = (call.nodes + kPerStep - 1) / kPerStep;  // of A
   const int adjacency_steps = P::kChunks ? call.adjacency_steps : steps;
-  const int chunks = P::kChunks ? (call.channel_steps + call.weight_steps - 1) / call.weight_steps : 1;
+  const int deep = P::kChunks ? (call.channel_steps + call.weight_steps - 1) / call.weight_steps : 1;
+  const int chunks = P::kChunks ? call.groups * (kGroup / kColumnStep) / call.weight_columns * deep : 1;  // of W
   const int items = chunks + (P::kChunks ? (steps + adjacency_steps - 1) / adjacency_steps : 1);  // of a scale: W, A
   const auto buffer = [&](int item) { return item % 2 ? call.adjacency_at : call.weight_at; };
   const auto fetch_item = [&](int item) {
     const int scale = item / items, index = item % items;
     if (scale == scales) return;
-    const int pieces = index < chunks ? call.groups * kGroup / kColumnStep : call.parts;
+    const int columns = call.groups * (kGroup / kColumnStep), at_once = P::kChunks ? call.weight_columns : columns;
+    const int pieces = index < chunks ? at_once : call.parts;
     const int pitch = index < chunks ? call.weight_chunk_bytes : call.adjacency_chunk_bytes;
     const int piece_bytes = index < chunks ? call.channel_steps * kUnitBytes : call.adjacency_part_bytes;
-    const int skipped = index < chunks ? index * call.weight_steps * kUnitBytes
+    const int skipped = index < chunks ? index % deep * call.weight_steps * kUnitBytes
                                        : (index - chunks) * adjacency_steps * P::kNodeTiles * 2 * kFragmentBytes;
     const int bytes = piece_bytes - skipped < pitch ? piece_bytes - skipped : pitch;
     const char* from = static_cast<const char*>(index < chunks ? call.weight : call.adjacency) + skipped;
     const int64_t piece = index < chunks ? static_cast<int64_t>(opaque(block_y())) * scales + scale : scale % call.K;
-    from += piece * pieces * piece_bytes;
+    from += (index < chunks ? piece * columns + index / deep * at_once : piece * pieces) * piece_bytes;
 #pragma unroll 1
     for (int i = 0; i < pieces; ++i) {
       fetch(shared + buffer(item) + i * pitch, from + static_cast<int64_t>(i) * piece_bytes, bytes, threads);
@@ -332,8 +240,8 @@ void windows_kernel(ForwardCall call) {
   int item = 0;
 #pragma unroll 1
   for (int scale = 0; scale < scales; ++scale) {
-    const bool complete = (scale + 1) % call.K == 0;
-    const bool collapses = complete && call.collapse != nullptr;
+    const bool complete = (opaque(scale) + 1) % call.K == 0;  // 128 nodes a warp leave no register to count slices
+    const bool collapses = call.collapse && (scale + 1) % (call.K * call.slices_at_once) == 0;
     const int last_item = collapses ? (scale + 1) * items - 1 : -1;  // behind it the buffers are not free
     const auto turn = [&]() {
       cp_async_wait<0>();
@@ -370,25 +278,30 @@ void windows_kernel(ForwardCall call) {
     } while (P::kChunks && q < steps);
     if (!complete) continue;
     const int slice = block_y() * call.slices_per_block + scale / call.K;
-    const Place place = place_of_block(call);
-    const int64_t first_window = static_cast<int64_t>(place.clip) * call.windows + place.first_window;
-    if (collapses) {
-      block_barrier();  // nobody reads Z and A any more: y goes over them
-      fetch_collapse<T>(call, slice, 0);
-      leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
-        stage_nodes<T>(shared_memory<unsigned char>(call.y_at), call.y_rows, window * call.y_pitch + node,
-                       o - slice * call.groups * kGroup, d, bias0, bias1, node < call.nodes, node + 1 < call.nodes);
-      });
-    } else {
+    if (!call.collapse) {
+      const Place place = place_of_block(call);
+      const int64_t first_window = static_cast<int64_t>(place.clip) * call.windows + place.first_window;
       T* const to = static_cast<T*>(call.y) + first_window * call.nodes * call.O;
       leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
         const bool stored = window < place.windows && o < call.O;
         store_nodes(to + (window * call.nodes + node) * call.O + o, call.O, d, bias0, bias1, call.relu,
                     stored && node < call.nodes, stored && node + 1 < call.nodes);
       });
+      continue;
     }
     if (collapses) {
-      collapse<T>(call, slice, first_window, place.windows);
+      block_barrier();  // nobody reads Z and A any more: y goes over them
+      fetch_collapse<T>(call, slice + 1 - call.slices_at_once, 0);
+    }
+    const int y_at = y_of_slice(call, slice);
+    leave<T, P>(call, y, slice, [&](const auto& d, int window, int node, int o, float bias0, float bias1) {
+      stage_nodes<T>(shared_memory<unsigned char>(y_at), call.y_rows, opaque(window * call.y_pitch) + node,
+                     o - slice * call.groups * kGroup, d, bias0, bias1, node < call.nodes, node + 1 < call.nodes);
+    });
+    if (collapses) {
+      const Place place = place_of_block(call);
+      collapse<T>(call, slice + 1 - call.slices_at_once,
+                  static_cast<int64_t>(place.clip) * call.windows + place.first_window, place.windows);
       if (scale + 1 < scales) {
         block_barrier();  // nobody reads y and the collapse's weights any more
         fetch_item(item);
@@ -400,7 +313,7 @@ void windows_kernel(ForwardCall call) {
 template <typename T>
 int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, Stream stream) {
   const auto run = [&](auto kernel) { return launch(kernel, grid, call.warps * 32, shared_bytes, stream, call); };
-  static_assert(sizeof(kWindowTiles) / sizeof(kWindowTiles[0]) == 6, "every tile has its kernel here");
+  static_assert(sizeof(kWindowTiles) / sizeof(kWindowTiles[0]) == 7, "every tile has its kernel here");
   switch (tile) {
     case 0:
       return run(windows_kernel<T, 0>);
@@ -412,8 +325,10 @@ int launch_type(const ForwardCall& call, int tile, Grid grid, int shared_bytes, 
       return run(windows_kernel<T, 3>);
     case 4:
       return run(windows_kernel<T, 4>);
+    case 5:
+      return run(windows_kernel<T, 5>);
     default:
-      return run(windows_kernel < T, kIsTf32<T> ? 2 : 5 >);  // no plan in tf32 has 128 nodes a warp: they spill
+      return run(windows_kernel < T, kIsTf32<T> ? 3 : 6 >);  // no plan in tf32 has 128 nodes a warp: they spill
   }
 }
 
