@@ -81,8 +81,13 @@ class Shape:
         return {name: tensor.to(dtype).double() for name, tensor in tensors.items()}
 
 
-def with_rounded_operands(shape: Shape, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the kernels compute in tf32, but with exact sums: every operand of a product is rounded once."""
+def with_rounded_operands(
+    shape: Shape, inputs: dict[str, torch.Tensor], as_forward: bool = False
+) -> dict[str, torch.Tensor]:
+    """What the kernels compute in tf32, but with exact sums: every operand of a product is rounded once.
+
+    as_forward: grad_x without windows is a forward pass, which projects gy before it aggregates.
+    """
     x, A, weight, gy = (to_tf32(inputs[name]) for name in ("x", "A", "weight", "gy"))
     frames = torch.zeros(shape.N, shape.K * shape.O, shape.T, shape.V, dtype=torch.float64, requires_grad=True)
     sent_back = torch.einsum("notv,kvu->nkotu", gy, A).flatten(1, 2)
@@ -90,8 +95,12 @@ def with_rounded_operands(shape: Shape, inputs: dict[str, torch.Tensor]) -> dict
     features = to_tf32(features).unflatten(1, (shape.K, shape.O))
     projected = to_tf32(torch.einsum("ncfu,okc->nkofu", x, weight)).flatten(1, 2)
     windows = reference.unfold_windows(projected, *shape.window).unflatten(1, (shape.K, shape.O))
+    if as_forward:
+        grad_x = torch.einsum("nkcfv,kvu->ncfu", to_tf32(torch.einsum("nofv,okc->nkcfv", gy, weight)), A)
+    else:
+        grad_x = torch.einsum("nkofu,okc->ncfu", features, weight)
     return {
-        "x": torch.einsum("nkofu,okc->ncfu", features, weight),
+        "x": grad_x,
         "A": torch.einsum("notv,nkotu->kvu", gy, windows),
         "weight": torch.einsum("nkofu,ncfu->okc", features, x),
     }
@@ -129,6 +138,7 @@ class Run:
     arrays: dict[str, np.ndarray]
     counters: list[dict]
     dtype: torch.dtype
+    as_forward: bool  # grad_x
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The gradients in float64 and in the reference's order."""
@@ -184,7 +194,7 @@ def run(
         arguments = (*common, out["A"], out["weight"], workspace, *shape.sizes, half, transposed, in_float)
         counters += kernels.call("backward_parameters", *arguments, **options)
         arrays |= {name: array.numpy() for name, array in out.items() if array is not None}
-    return Run(arrays, counters, dtype)
+    return Run(arrays, counters, dtype, bool(sizes["as_forward"]))
 
 
 def assert_exact_enough(found: Run, shape: Shape, inputs: dict[str, torch.Tensor]) -> None:
@@ -193,7 +203,7 @@ def assert_exact_enough(found: Run, shape: Shape, inputs: dict[str, torch.Tensor
     tf32 rounds operands alone: there may be half a unit more, and exact sums of rounded operands are nearer by far.
     """
     correct = exact(shape, inputs)
-    eager = with_rounded_operands(shape, inputs) if shape.tf32 else exact(shape, inputs, found.dtype)
+    eager = with_rounded_operands(shape, inputs, found.as_forward) if shape.tf32 else exact(shape, inputs, found.dtype)
     for name, tensor in found.tensors().items():
         ours, theirs = error(tensor, correct[name]), error(eager[name], correct[name])
         if not shape.tf32:

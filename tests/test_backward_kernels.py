@@ -27,6 +27,7 @@ SHAPES = [
     Shape("unread_frames", 2, 16, 15, 4, 2, 8, (2, 4, 6), multiprocessors=1),
     Shape("strided_without_window", 1, 256, 7, 10, 2, 72, (1, 2, 1), multiprocessors=1, expects={"x_slices": 2}),
     Shape("512_channels", 1, 512, 4, 10, 2, 32, (3, 1, 1), multiprocessors=1, expects={"x_slices": 3}),
+    Shape("one_warp", 1, 96, 2, 46, 1, 8, (7, 1, 1), expects={"weight_warps": 1, "weight_slices": 3}),
     Shape("one_joint", 2, 5, 7, 1, 1, 8, (5, 1, 1)),
 ]
 BY_NAME = {shape.name: shape for shape in SHAPES}

@@ -1,5 +1,5 @@
-// MS-G3D on the tensor cores of a GPU, in bfloat16 and float16 with sums in float: the doors that a binding calls.
-// Everything is a raw pointer into device memory; nothing here needs a CUDA header.
+// MS-G3D on the tensor cores of a GPU, in bfloat16, float16 and tf32, with sums in float: the doors that a binding
+// calls. Everything is a raw pointer into device memory; nothing here needs a CUDA header.
 #pragma once
 
 #include <cstdint>

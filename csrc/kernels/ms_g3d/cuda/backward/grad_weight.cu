@@ -25,7 +25,7 @@ template <typename Type_, int JOINT_TILES, int SCALES>
 struct GradWeightTile {
   using T = Type_;
   static constexpr int kJointTiles = JOINT_TILES, kScales = SCALES;
-  static constexpr int kChannelTiles = 6;
+  static constexpr int kChannelTiles = kWeightTiles;
   static constexpr int kThreads = 256;  // at most
   static constexpr int kStepBytes = JOINT_TILES * 256;
   static constexpr int kTileBytes = 128 * sizeof(T);  // of H^T: sixteen channels o, eight joints

@@ -17,6 +17,7 @@ namespace msg3d::ms_g3d::cuda {
 
 constexpr int kChannelChunk = 32;  // channels o of gy that a block holds at once
 constexpr int kTileBytes = 256;    // a B operand of a warp: a step of a sum, eight columns
+constexpr int kWeightTiles = 6;    // n8 tiles of C of a warp of grad_weight, at most
 constexpr int kSplitWaves = 2;     // waves of blocks that sums over frames are split into
 
 // What one warp of the gathering kernels holds: joints in tiles of eight, so many scales and m16 tiles of C at once.
@@ -198,17 +199,19 @@ inline GatherPlan input_plan(const Problem& p, const Device& device, int64_t byt
   return g;
 }
 
-// `buffers`: 0 has one of gy with H and x over it, 1 gives x its room, 2 loads gy a tile ahead, 3 also x.
+// `most_tiles`: of C for a warp. `buffers`: 0 has one of gy with H and x over it, 1 gives x its room, 2 loads gy a tile
+// ahead, 3 also x.
 inline GatherPlan weight_plan(const Problem& p, const Device& device, int64_t bytes, int tile, int warps, int scales,
-                              int chunk_steps, int buffers) {
+                              int chunk_steps, int most_tiles, int buffers) {
   const GatherTile& shape = kGatherTiles[tile];
   const FramePhases phases = frame_phases(p);
   GatherPlan g{};
   g.tile = tile, g.warps = warps, g.team = 1, g.frames = warps, g.scales = scales, g.chunk_steps = chunk_steps;
   const int64_t warps_per_scale = warps / scales, all_tiles = ceil_div(p.C, 8);
   const int64_t unit = std::max<int64_t>(1, 4 / warps_per_scale);  // slices are whole rows of 32 channels
-  g.slices =
-      static_cast<int>(all_tiles <= warps_per_scale * 6 ? 1 : ceil_div(all_tiles, warps_per_scale * (6 / unit * unit)));
+  g.slices = static_cast<int>(all_tiles <= warps_per_scale * most_tiles
+                                  ? 1
+                                  : ceil_div(all_tiles, warps_per_scale * (most_tiles / unit * unit)));
   g.channel_tiles = static_cast<int>(ceil_div(ceil_div(all_tiles, g.slices), warps_per_scale));
   if (g.slices > 1) g.channel_tiles = static_cast<int>(ceil_div(g.channel_tiles, unit) * unit);
   g.pitch = static_cast<int>(row_chunks(warps_per_scale * g.channel_tiles * 8, bytes));
@@ -334,10 +337,15 @@ inline BackwardPlan plan_backward(const Problem& given, Type type, const Device&
       for (int scales = kGatherTiles[tile].weight_scales; scales >= 1; --scales) {
         for (int buffers : {0, 1, 2, 3}) {
           if (scales > warps || (last && best.grad_weight.warps > warps)) continue;
-          consider(best.grad_weight, detail::weight_plan(p, device, bytes, tile, warps, scales, chunk_steps, buffers));
+          consider(best.grad_weight,
+                   detail::weight_plan(p, device, bytes, tile, warps, scales, chunk_steps, kWeightTiles, buffers));
         }
       }
     }
+  }
+  if (best.grad_weight.shared_bytes == 0) {  // with fewer channels of x at once, gathering once more for each slice
+    for (int buffers : {0, 1})
+      consider(best.grad_weight, detail::weight_plan(p, device, bytes, tile, 4, 1, 2, 2, buffers));
   }
   for (int outer = 0; outer < static_cast<int>(std::size(kOuterTiles)); ++outer) {
     for (int window_groups : {1, 2, 4, 8}) {
