@@ -6,22 +6,15 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
-#include <thread>
 #include <vector>
 
-#include "isas.h"
+#include "harness.h"
 #include "kernels/folded/forward.h"
 #include "kernels/gemm/gemm.h"
 
 namespace {
 
 using namespace msg3d;
-
-void run_on_threads(int workers, void (*body)(void*, int), void* context) {
-  std::vector<std::thread> threads;
-  for (int worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
-  for (std::thread& thread : threads) thread.join();
-}
 
 template <typename T>
 std::vector<T> read(FILE* file, int64_t count) {
@@ -50,7 +43,7 @@ double run(FILE* file, int64_t num_sizes, int64_t num_weights, int64_t num_perso
   double error = 0, scale = 0;
   for (const double value : expected) scale = std::fmax(scale, std::abs(value));
   for (const Isa* isa : kIsas) {
-    const folded::Machine<T> machine{{workers, run_on_threads}, gemm<T>(*isa).fused, gemm<T>(*isa).panels};
+    const folded::Machine<T> machine{pool_of(workers), gemm<T>(*isa).fused, gemm<T>(*isa).panels};
     const int64_t arena_size = folded::arena_size(network, num_persons, frames, machine);
     const std::unique_ptr<T[]> arena(new T[arena_size]);
     std::fill(arena.get(), arena.get() + arena_size, std::numeric_limits<T>::quiet_NaN());

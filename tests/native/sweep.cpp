@@ -7,34 +7,15 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <random>
-#include <thread>
 #include <vector>
 
-#include "isas.h"
+#include "harness.h"
 #include "kernels/ms_g3d/cpu/ms_g3d.h"
 
 namespace {
 
 using namespace msg3d;
 using namespace msg3d::ms_g3d;
-
-void run_on_threads(int workers, void (*body)(void*, int), void* context) {
-  std::vector<std::thread> threads;
-  for (int worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
-  for (std::thread& thread : threads) thread.join();
-}
-
-std::mt19937 generator(7);
-
-int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-
-template <typename T>
-std::vector<T> random_values(int64_t count) {
-  std::vector<T> values(count);
-  for (T& value : values) value = static_cast<T>(std::uniform_real_distribution<double>(-1, 1)(generator));
-  return values;
-}
 
 struct Answer {
   std::vector<double> y, grad_x, grad_A, grad_weight, grad_bias;
@@ -94,7 +75,7 @@ void with_workspace(const Problem& p, const Gemm<T>& gemm, const Inputs<T>& in, 
   };
   const auto shared = aligned(plan.shared_bytes), own = aligned(workers * plan.worker_bytes);
   const Workspace workspace{shared.get(), own.get()};
-  const Pool pool{workers, &run_on_threads};
+  const Pool pool = pool_of(workers);
   run(Call<T>{p, plan, gemm, in, workspace, pool});
 }
 

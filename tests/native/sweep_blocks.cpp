@@ -6,11 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <random>
-#include <thread>
 #include <vector>
 
-#include "isas.h"
+#include "harness.h"
 #include "kernels/batch_norm/batch_norm.h"
 #include "kernels/collapse/collapse.h"
 #include "kernels/mstcn/mstcn.h"
@@ -18,25 +16,6 @@
 namespace {
 
 using namespace msg3d;
-
-Pool pool_of(int workers) {
-  return {workers, [](int count, void (*body)(void*, int), void* context) {
-            std::vector<std::thread> threads;
-            for (int worker = 0; worker < count; ++worker) threads.emplace_back(body, context, worker);
-            for (std::thread& thread : threads) thread.join();
-          }};
-}
-
-std::mt19937 generator(7);
-
-int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-
-template <typename T>
-std::vector<T> random_values(int64_t count) {
-  std::vector<T> values(count);
-  for (T& value : values) value = static_cast<T>(std::uniform_real_distribution<double>(-1, 1)(generator));
-  return values;
-}
 
 template <typename T>
 std::vector<T> empty(int64_t count) {
