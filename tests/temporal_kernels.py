@@ -47,6 +47,13 @@ def run(
     kernels: emulator.Kernels, given: dict[str, Tensor], stride: int, relu: bool, arch: int = 80, **options: object
 ) -> Tensor:
     """`out` after a call; options are the emulator's."""
+    return counted(kernels, given, stride, relu, arch, **options)[0]
+
+
+def counted(
+    kernels: emulator.Kernels, given: dict[str, Tensor], stride: int, relu: bool, arch: int = 80, **options: object
+) -> tuple[Tensor, list[dict]]:
+    """The same with the counters of its launches."""
     dtype = given["h"].dtype
     dense = {name: (t.permute(0, 2, 3, 1) if name in ("h", "out") else t).contiguous() for name, t in given.items()}
     arrays = [
@@ -54,6 +61,8 @@ def run(
     ]
     N, T, V, _ = dense["h"].shape
     width, O = given["weight"].shape[2], given["out"].shape[1]  # noqa: E741
-    kernels.call("temporal_run", *arrays, N, T, V, width, O, 4, 3, stride, arch, TYPES.index(dtype), relu, **options)
+    counters = kernels.call(
+        "temporal_run", *arrays, N, T, V, width, O, 4, 3, stride, arch, TYPES.index(dtype), relu, **options
+    )
     found = torch.from_numpy(np.ascontiguousarray(arrays[3].numpy())).view(dtype)
-    return found.view(dense["out"].shape).permute(0, 3, 1, 2)
+    return found.view(dense["out"].shape).permute(0, 3, 1, 2), counters

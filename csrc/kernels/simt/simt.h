@@ -246,6 +246,10 @@ SIMT_DEVICE T load_readonly(const T* pointer) {
   }
 }
 SIMT_DEVICE tf32 load_readonly(const tf32* pointer) { return {__ldg(&pointer->value)}; }
+SIMT_DEVICE Bits64 load_readonly(const Bits64* pointer) {
+  const uint2 v = __ldg(reinterpret_cast<const uint2*>(pointer));
+  return {v.x, v.y};
+}
 SIMT_DEVICE Bits128 load_readonly(const Bits128* pointer) {
   const uint4 v = __ldg(reinterpret_cast<const uint4*>(pointer));
   return {v.x, v.y, v.z, v.w};

@@ -90,6 +90,18 @@ SIMT_DEVICE bool inside(const TemporalCall& call, const Source& source, int shif
   return source.real && source.frame + shift >= 0 && source.frame + shift < call.T;
 }
 
+// One value, or four of 16 bits in one load.
+template <typename T, int kCount>
+SIMT_DEVICE void load_some(T (&values)[kCount], const T* from) {
+  static_assert(kCount == 1 || (kCount == 4 && sizeof(T) == 2));
+  if constexpr (kCount == 4) {
+    const Bits64 words = load_vector<Bits64>(from);
+    memcpy(values, &words, sizeof(words));
+  } else {
+    values[0] = *from;
+  }
+}
+
 // The max-pool of kCount neighbouring channels a thread, and of all others the ReLU.
 template <typename T, int kThreads, int kRows, int kCount>
 SIMT_DEVICE void pool(const TemporalCall& call) {
@@ -103,25 +115,28 @@ SIMT_DEVICE void pool(const TemporalCall& call) {
     if (row >= call.rows) continue;
     T* const to = static_cast<T*>(call.out) + static_cast<int64_t>(row) * call.O + before + c;
     T old[kCount];
-    if constexpr (kCount == 4) {
-      const Bits64 words = load_vector<Bits64>(to);
-      memcpy(old, &words, sizeof(words));
-    } else {
-      old[0] = *to;
-    }
+    load_some(old, to);
     if (c < call.width) {
       const Source source = source_of(call, row);
       const T* const from = static_cast<const T*>(call.h) + source.at + before + c;
-      const T* const scale = static_cast<const T*>(call.scale) + c;
+      T values[kCount], scale[kCount];
+      Acc most[kCount];
+      load_some(values, from), load_some(scale, static_cast<const T*>(call.scale) + c);
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) most[e] = entry<T>(call, values[e], before + c + e);
+#pragma unroll
+      for (int shift = -1; shift <= 1; shift += 2) {
+        if (!inside(call, source, shift)) continue;
+        load_some(values, from + shift * frame_step);
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) {
+          const Acc other = entry<T>(call, values[e], before + c + e);
+          most[e] = other > most[e] || other != other ? other : most[e];
+        }
+      }
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        Acc most = entry<T>(call, from[e], before + c + e);
-        for (int shift = -1; shift <= 1; shift += 2) {
-          if (!inside(call, source, shift)) continue;
-          const Acc other = entry<T>(call, from[shift * frame_step + e], before + c + e);
-          most = other > most || other != other ? other : most;
-        }
-        const Acc added = summand<T>(call, old[e], before + c + e) + widen<T>(scale[e]) * most;
+        const Acc added = summand<T>(call, old[e], before + c + e) + widen<T>(scale[e]) * most[e];
         old[e] = narrow<T>(rectified(added, call.relu));
       }
     } else {

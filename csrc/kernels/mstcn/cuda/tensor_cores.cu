@@ -1,7 +1,8 @@
 // The temporal branches on tensor cores: a warp makes 32 rows of up to 64 channels. Operands come straight from global
 // memory, whose caches hold the weights and the rows of neighbouring taps: even at 64 channels a branch, h and out take
 // more of an A100's memory time than the products take of its tensor cores. Two n8 tiles interleave their channels such
-// that a lane has four neighbours of a row.
+// that a lane has four neighbours of a row; so do the two halves of a k16 step, which makes whole sectors of all loads:
+// columns 2t, 2t+1, 2t+8, 2t+9 of both operands are channels 4t to 4t+3.
 #include "rows.h"
 
 namespace msg3d::mstcn::cuda {
@@ -9,7 +10,7 @@ namespace temporal_kernels {
 
 constexpr int kWarps = 4, kWarpRows = 32;
 
-SIMT_DEVICE uint32_t load_pair(const void* pointer) { return load_readonly(static_cast<const uint32_t*>(pointer)); }
+SIMT_DEVICE Bits64 load_four(const void* pointer) { return load_readonly(static_cast<const Bits64*>(pointer)); }
 
 // Of 8*kTiles output channels. kTiles is even.
 template <typename T, int kTiles>
@@ -27,11 +28,11 @@ void tensor_core_kernel(TemporalCall call) {
     for (int i = 0; i < 4; ++i) sources[i] = source_of(call, first_row + i * 8);
     float sum[2][kTiles][4] = {};
     const int dilation = dilation_of(call, branch);
-    const T* const h = static_cast<const T*>(call.h) + branch * call.width + 2 * t;
+    const T* const h = static_cast<const T*>(call.h) + branch * call.width + 4 * t;
     // Column g of tile 2i is channel 16i + 4*(g/2) + g%2, of tile 2i+1 the second next.
     const T* weight =
         static_cast<const T*>(call.weight) +
-        (static_cast<int64_t>(branch) * call.taps * call.width + first_o + g / 2 * 4 + g % 2) * call.width + 2 * t;
+        (static_cast<int64_t>(branch) * call.taps * call.width + first_o + g / 2 * 4 + g % 2) * call.width + 4 * t;
 #pragma unroll 1
     for (int tap = 0; tap < call.taps; ++tap, weight += call.width * call.width) {
       const int shift = (tap - call.taps / 2) * dilation;
@@ -44,16 +45,14 @@ void tensor_core_kernel(TemporalCall call) {
         uint32_t a[2][4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const T* const from = h + sources[i].at + ahead + k;
-          a[i / 2][i % 2] = reads[i] ? load_pair(from) : 0u;
-          a[i / 2][i % 2 + 2] = reads[i] ? load_pair(from + 8) : 0u;
+          const Bits64 four = reads[i] ? load_four(h + sources[i].at + ahead + k) : Bits64{0, 0};
+          a[i / 2][i % 2] = four.x, a[i / 2][i % 2 + 2] = four.y;
         }
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          const T* const from = weight + (tile / 2 * 16 + tile % 2 * 2) * call.width + k;
-          const uint32_t b0 = load_pair(from), b1 = load_pair(from + 8);
-          mma_m16n8k16<T>(sum[0][tile], a[0], b0, b1);
-          mma_m16n8k16<T>(sum[1][tile], a[1], b0, b1);
+          const Bits64 b = load_four(weight + (tile / 2 * 16 + tile % 2 * 2) * call.width + k);
+          mma_m16n8k16<T>(sum[0][tile], a[0], b.x, b.y);
+          mma_m16n8k16<T>(sum[1][tile], a[1], b.x, b.y);
         }
       }
     }
