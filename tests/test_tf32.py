@@ -161,11 +161,12 @@ def test_a_bad_frame_stays_where_it_is_read(kernels: emulator.Kernels, name: str
 
 @pytest.mark.parametrize("shape", of(GRADIENTS, BACKWARD_CORE))
 def test_gradients(backward_kernels: emulator.Kernels, shape: backward.Shape) -> None:
+    landing = ("late", "early")[GRADIENTS.index(shape) % 2]
     shape = fitting_backwards(backward_kernels, shape)
     plan = backward.plan(backward_kernels, shape)
     assert plan["refused"] == 0
     assert {name: plan[name] for name in shape.expects} == shape.expects
-    inputs, landing = shape.inputs(torch.float32), ("late", "early")[GRADIENTS.index(shape) % 2]
+    inputs = shape.inputs(torch.float32)
     found = backward.run(backward_kernels, shape, inputs, landing=landing)
     backward.assert_exact_enough(found, shape, inputs)
 

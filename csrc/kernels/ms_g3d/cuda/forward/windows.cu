@@ -25,6 +25,33 @@ struct Tile {
   static constexpr bool kChunks = kWideTiles > 0;  // else no register is left to count them
 };
 
+// One step of y^T += Z^T A_k^T for the windows of a warp: A_k has two node tiles side by side.
+template <typename T, typename P>
+SIMT_DEVICE void multiply_nodes(float (&y)[P::kWindows][3][P::kNodeTiles][4], const uint32_t (&a)[P::kWindows][3][4],
+                                const unsigned char* adjacency, int lane) {
+#pragma unroll
+  for (int n = 0; n < P::kNodeTiles; n += 2) {
+    if (n + 1 < P::kNodeTiles) {
+      const Bits128 b = load_vector<Bits128>(adjacency + n * 2 * kFragmentBytes + lane * 16);
+#pragma unroll
+      for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+          multiply_step<T>(y[w][i][n], a[w][i], b.x, b.y);
+          multiply_step<T>(y[w][i][n + 1], a[w][i], b.z, b.w);
+        }
+      }
+    } else {
+      const Bits64 b = load_vector<Bits64>(adjacency + n * 2 * kFragmentBytes + lane * 8);
+#pragma unroll
+      for (int w = 0; w < P::kWindows; ++w) {
+#pragma unroll
+        for (int i = 0; i < 3; ++i) multiply_step<T>(y[w][i][n], a[w][i], b.x, b.y);
+      }
+    }
+  }
+}
+
 // What gather does, in tf32: steps of eight nodes.
 template <typename P>
 SIMT_DEVICE void gather_tf32(float (&y)[P::kWindows][3][P::kNodeTiles][4], const PairedRows& z_rows,
@@ -47,27 +74,7 @@ SIMT_DEVICE void gather_tf32(float (&y)[P::kWindows][3][P::kNodeTiles][4], const
         a[w][i][0] = low.x, a[w][i][1] = low.y, a[w][i][2] = high.x, a[w][i][3] = high.y;
       }
     }
-#pragma unroll
-    for (int n = 0; n < P::kNodeTiles; n += 2) {
-      if (n + 1 < P::kNodeTiles) {
-        const Bits128 b = load_vector<Bits128>(adjacency + n * 2 * kFragmentBytes + lane * 16);
-#pragma unroll
-        for (int w = 0; w < P::kWindows; ++w) {
-#pragma unroll
-          for (int i = 0; i < 3; ++i) {
-            mma_m16n8k8_tf32(y[w][i][n], a[w][i], b.x, b.y);
-            mma_m16n8k8_tf32(y[w][i][n + 1], a[w][i], b.z, b.w);
-          }
-        }
-      } else {
-        const Bits64 b = load_vector<Bits64>(adjacency + n * 2 * kFragmentBytes + lane * 8);
-#pragma unroll
-        for (int w = 0; w < P::kWindows; ++w) {
-#pragma unroll
-          for (int i = 0; i < 3; ++i) mma_m16n8k8_tf32(y[w][i][n], a[w][i], b.x, b.y);
-        }
-      }
-    }
+    multiply_nodes<tf32, P>(y, a, adjacency, lane);
   }
 }
 
@@ -93,27 +100,7 @@ SIMT_DEVICE void gather(float (&y)[P::kWindows][3][P::kNodeTiles][4], const Rows
         ldmatrix_x4_trans(a[w][i], z + (row * z_rows.chunks + ((column + 2 * i + bit) ^ turn)) * 16);
       }
     }
-#pragma unroll
-    for (int n = 0; n < P::kNodeTiles; n += 2) {
-      if (n + 1 < P::kNodeTiles) {
-        const Bits128 b = load_vector<Bits128>(adjacency + n * 2 * kFragmentBytes + lane * 16);
-#pragma unroll
-        for (int w = 0; w < P::kWindows; ++w) {
-#pragma unroll
-          for (int i = 0; i < 3; ++i) {
-            mma_m16n8k16<T>(y[w][i][n], a[w][i], b.x, b.y);
-            mma_m16n8k16<T>(y[w][i][n + 1], a[w][i], b.z, b.w);
-          }
-        }
-      } else {
-        const Bits64 b = load_vector<Bits64>(adjacency + n * 2 * kFragmentBytes + lane * 8);
-#pragma unroll
-        for (int w = 0; w < P::kWindows; ++w) {
-#pragma unroll
-          for (int i = 0; i < 3; ++i) mma_m16n8k16<T>(y[w][i][n], a[w][i], b.x, b.y);
-        }
-      }
-    }
+    multiply_nodes<T, P>(y, a, adjacency, lane);
   }
   if (q == last) return;  // else eight rows are left
   const int j = j0 + source_tiles * 8 - 8 < nodes ? j0 + source_tiles * 8 - 8 : nodes - 1;
