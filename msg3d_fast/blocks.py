@@ -68,7 +68,7 @@ def _affine(norms: Sequence[nn.BatchNorm2d]) -> Tensor:
 
 
 @torch.no_grad()
-def _track(norms: Iterable[nn.BatchNorm2d], biases: Iterable[Tensor | None], statistics: Tensor, count: int) -> None:
+def track(norms: Iterable[nn.BatchNorm2d], biases: Iterable[Tensor | None], statistics: Tensor, count: int) -> None:
     """Move running statistics towards `statistics` of `count` values: means without the biases, biased variances."""
     mean, variance = statistics.view(2, -1)
     variance = variance * (count / max(count - 1, 1))
@@ -112,7 +112,7 @@ class _GraphConvolution(torch.autograd.Function):
         return *grads, weight.new_zeros(len(weight)), grad_norm, None, None, None
 
 
-def _graph(layer: Any) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
+def operands(layer: Any) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
     """A (destination first, as the operator wants it), weight (O, K, C), bias, window of a `modules.STMSGCN`."""
     conv = layer.mlp.layers[0]
     weight = conv.weight.view(layer.out_channels, layer.num_scales, layer.in_channels)
@@ -122,10 +122,10 @@ def _graph(layer: Any) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
 
 def graph_convolution(layer: Any, x: Tensor, step: Step) -> Tensor:
     """The training step of `modules.STMSGCN`: (N, C, T, V) -> (N, O, T_out, tau*V)."""
-    A, weight, bias, window = _graph(layer)
+    A, weight, bias, window = operands(layer)
     _, norm, *act = layer.mlp.layers
     y, statistics = _GraphConvolution.apply(x, A, weight, bias, _affine([norm]), step, window, bool(act))
-    _track([norm], [bias], statistics, step.samples * y.shape[2] * y.shape[3])
+    track([norm], [bias], statistics, step.samples * y.shape[2] * y.shape[3])
     return y
 
 
@@ -174,15 +174,15 @@ class _G3D(torch.autograd.Function):
 def g3d(block: Any, x: Tensor, other: Tensor | None, step: Step) -> Tensor:
     """The training step of `modules.MSG3DBlock` after its embedding, plus `other` (N, O, T_out, V)."""
     layer, fold = block.gcn3d[1], block.out_conv
-    A, weight, bias, window = _graph(layer)
+    A, weight, bias, window = operands(layer)
     norm = layer.mlp.layers[1]
     fold_weight = fold.weight.view(fold.out_channels, layer.out_channels, layer.window_size)
     norms = _affine([norm]), _affine([block.out_bn])
     y, statistics = _G3D.apply(x, A, weight, bias, norms[0], fold_weight, fold.bias, norms[1], other, step, window)
     count = step.samples * y.shape[2] * y.shape[3]
     inner, outer = statistics.split([2 * layer.out_channels, 2 * fold.out_channels])
-    _track([norm], [bias], inner, count * layer.window_size)
-    _track([block.out_bn], [fold.bias], outer, count)
+    track([norm], [bias], inner, count * layer.window_size)
+    track([block.out_bn], [fold.bias], outer, count)
     return y
 
 
@@ -252,10 +252,10 @@ def mstcn(block: Any, x: Tensor, step: Step) -> Tensor:
     joints = step.samples * x.shape[3]
     columns = [sum(norm.num_features for norm in norms) for norms in (norms_in, norms_out)]
     inner, outer, residual = statistics.split([2 * columns[0], 2 * columns[1], 2 * columns[1] * len(convolved)])
-    _track(norms_in, biases_in, inner, joints * x.shape[2])
-    _track(norms_out, biases_out, outer, joints * y.shape[2])
+    track(norms_in, biases_in, inner, joints * x.shape[2])
+    track(norms_out, biases_out, outer, joints * y.shape[2])
     for unit in convolved:
-        _track([unit.bn], [unit.conv.bias], residual, joints * y.shape[2])
+        track([unit.bn], [unit.conv.bias], residual, joints * y.shape[2])
     return y
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import blocks, ops
+from . import blocks, gpu_blocks, ops
 from .errors import UserError
 from .graph import Layout, adjacency, check_flavour
 from .normalization import BatchNorm2d
@@ -93,6 +93,8 @@ class STMSGCN(nn.Module):
         step = step or blocks.begin(self, x, self.backend)
         if step:
             return blocks.graph_convolution(self, x, step)
+        if gpu_blocks.takes(self, x):
+            return gpu_blocks.graph_convolution(self, x)
         conv, *rest = self.mlp.layers
         y = ops.ms_g3d(
             x,

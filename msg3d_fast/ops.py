@@ -85,7 +85,7 @@ def ms_g3d(
     """
     chosen = resolve_backend(backend)
     if chosen != "reference":
-        x, A, weight, bias = _prepared(chosen, x, A, weight, bias)
+        x, A, weight, bias = prepared(chosen, x, A, weight, bias)
     elif _autocasts(x) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)  # as upstream's einsum and convolution do
         x, A, weight = x.to(dtype), A.to(dtype), weight.to(dtype)
@@ -147,7 +147,7 @@ def operators(backend: str) -> Any:
     return torch.ops.msg3d_fast
 
 
-def _prepared(
+def prepared(
     backend: str, x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the arguments in the types that the backend takes on x's device, which autocast may have to change."""
@@ -250,6 +250,11 @@ def _fake(x: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None, *window_and
     return _channels_last_like(x, (x.shape[0], weight.shape[0], T_out, nodes))
 
 
+def _fake_statistics(x: Tensor, A: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return _fake(x, A, weight, *rest), x.new_empty((2, weight.shape[0]), dtype=dtype)
+
+
 def _fake_in_place(*_: Any) -> None:
     """Of what writes into a tensor that it is given."""
 
@@ -291,6 +296,7 @@ def _register(namespace: str) -> None:
         return grad_x, *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 4
 
     torch.library.register_fake(f"{namespace}::ms_g3d", _fake)
+    torch.library.register_fake(f"{namespace}::ms_g3d_statistics", _fake_statistics)
     torch.library.register_fake(f"{namespace}::ms_g3d_relu", _fake)
     torch.library.register_fake(f"{namespace}::ms_g3d_collapse", _fake_in_place)
     torch.library.register_fake(f"{namespace}::mstcn_folded", _fake_in_place)

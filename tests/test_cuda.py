@@ -8,11 +8,12 @@ from networks import build, clips
 from problems import PROBLEMS, Problem, reference_answer
 from test_emulated import TENSOR_CORES, TYPES
 from test_fused_gpu import SHORT
+from test_gpu_blocks import GATHERED, deviation, layer_of
 from test_tf32 import PROBLEMS as TF32
 from test_tf32 import UNIT
 from tolerance import FLOOR, error
 
-from msg3d_fast import Recognizer, fuse, ops
+from msg3d_fast import Recognizer, fuse, gpu_blocks, ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,6 +75,38 @@ def test_a_graph_captures_a_step(problem: Problem, dtype: torch.dtype) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize("problem", [*GATHERED, *NETWORK], ids=lambda problem: problem.name)
+def test_statistics(problem: Problem, dtype: torch.dtype) -> None:
+    inputs = [tensor.detach() for tensor in on_gpu(problem, dtype).values()]
+    y, statistics = torch.ops.msg3d_fast.ms_g3d_statistics(*inputs, *problem.window)
+    assert deviation(statistics, y) <= (1e-12 if dtype == torch.float64 else 2e-6)
+    assert torch.equal(statistics, torch.ops.msg3d_fast.ms_g3d_statistics(*inputs, *problem.window)[1])
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+def test_a_step_is_that_of_the_layers(autocast: torch.dtype | None) -> None:
+    """With the statistics that the kernels gather, captured in a graph."""
+    layer, x = layer_of().cuda(), torch.randn(2, 16, 6, 17, device="cuda")
+    layer.backend = "native"
+    assert gpu_blocks.takes(layer, x)
+    twin, expected = copy.deepcopy(layer), []
+    twin.mlp.layers[1].register_forward_hook(lambda *_: None)  # layer by layer
+    graph = torch.cuda.CUDAGraph()
+    with torch.autocast("cuda", autocast, enabled=autocast is not None):
+        for _ in range(2):
+            expected = [twin(x), twin.mlp.layers[1].running_var]
+        warm = copy.deepcopy(layer)
+        warm(x)
+        layer(x)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+    graph.replay()
+    torch.testing.assert_close(y.float(), expected[0].float(), atol=3e-2 if autocast else 1e-5, rtol=0)
+    torch.testing.assert_close(layer.mlp.layers[1].running_var, expected[1], rtol=1e-2 if autocast else 1e-5, atol=0)
 
 
 def test_every_device_and_stream() -> None:

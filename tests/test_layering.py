@@ -14,6 +14,7 @@ OPERATORS = {"_library", "errors", "reference", "ops"}
 MODEL = OPERATORS | {
     "absent",
     "blocks",
+    "gpu_blocks",
     "graph",
     "normalization",
     "modules",
@@ -39,7 +40,8 @@ MAY_IMPORT = {
     "graph": {"errors"},
     "absent": set(),
     "blocks": {"_library"},
-    "modules": {"blocks", "errors", "graph", "normalization", "ops"},
+    "gpu_blocks": {"blocks", "normalization", "ops"},
+    "modules": {"blocks", "errors", "gpu_blocks", "graph", "normalization", "ops"},
     "normalization": set(),
     "model": {"absent", "blocks", "errors", "graph", "modules", "ops"},
     "conversion": {"errors", "graph"},

@@ -16,6 +16,9 @@ void define_operators(Library& m) {
       "ms_g3d(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride, int window_dilation,"
       " bool tf32=False) -> Tensor");
   m.def(
+      "ms_g3d_statistics(Tensor x, Tensor A, Tensor weight, Tensor? bias, int window_size, int window_stride,"
+      " int window_dilation, bool tf32=False) -> (Tensor y, Tensor statistics)");
+  m.def(
       "ms_g3d_layout(Tensor x, Tensor A, Tensor weight, Tensor? fold, int window_size, int window_stride,"
       " int window_dilation, bool tf32=False) -> int");
   m.def(
@@ -49,6 +52,7 @@ void define_operators(Library& m) {
 template <class Library>
 void implement_operators(Library& m) {
   m.impl("ms_g3d", TORCH_BOX(&ms_g3d));
+  m.impl("ms_g3d_statistics", TORCH_BOX(&ms_g3d_statistics));
   m.impl("ms_g3d_layout", TORCH_BOX(&ms_g3d_layout));
   m.impl("ms_g3d_pack", TORCH_BOX(&ms_g3d_pack));
   m.impl("ms_g3d_relu", TORCH_BOX(&ms_g3d_relu));

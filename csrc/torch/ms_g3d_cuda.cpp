@@ -5,6 +5,7 @@
 #include "../kernels/ms_g3d/cuda/backward/backward.h"
 #include "../kernels/ms_g3d/cuda/ms_g3d.h"
 #include "../kernels/ms_g3d/cuda/plain/plain.h"
+#include "../kernels/ms_g3d/cuda/statistics.h"
 #include "gpu_call.h"
 #include "ms_g3d_arguments.h"
 #include "ms_g3d_cuda_plan.h"
@@ -104,9 +105,10 @@ class PackedWeights {
   }
 
   int forward(const Problem& p, Type type, const ms_g3d::cuda::ForwardPlan& plan, const ms_g3d::cuda::Pointers& in,
-              bool relu, void* y, void* stream, const ms_g3d::cuda::Collapse* collapse = nullptr) const {
-    if (kept_) return ms_g3d::cuda::run(p, type, plan, in, relu, y, bytes_, stream, collapse);
-    return ms_g3d::cuda::forward(p, type, plan, in, relu, y, own_.get(), stream, collapse);
+              bool relu, void* y, void* stream, const ms_g3d::cuda::Collapse* collapse = nullptr,
+              void* moments = nullptr) const {
+    if (kept_) return ms_g3d::cuda::run(p, type, plan, in, relu, y, bytes_, stream, collapse, moments);
+    return ms_g3d::cuda::forward(p, type, plan, in, relu, y, own_.get(), stream, collapse, moments);
   }
 
  private:
@@ -153,6 +155,27 @@ Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std
   return y;
 }
 
+// What a forward pass leaves of y's statistics, and their merging.
+class Moments {
+ public:
+  Moments(const Tensor& x, const ms_g3d::PartRows& rows, int64_t O)
+      : rows_(rows), O_(O), type_(type_of(x)), parts_(x, ms_g3d::plain::moments_bytes(rows, O, type_)) {}
+  void* get() const { return parts_.get(); }
+  Tensor merged(const Tensor& x, void* stream) const {
+    const ScalarType type = type_ == Type::kFloat64 ? ScalarType::Double : ScalarType::Float;
+    const Tensor statistics = torch::stable::empty({2, O_}, type, std::nullopt, x.device());
+    launched(ms_g3d::plain::merge_statistics(rows_, O_, type_, parts_.get(), statistics.mutable_data_ptr(), stream),
+             "the merging of statistics");
+    return statistics;
+  }
+
+ private:
+  ms_g3d::PartRows rows_;
+  int64_t O_;
+  Type type_;
+  Workspace parts_;
+};
+
 }  // namespace
 
 std::string device_limits_of(int64_t index) {
@@ -167,6 +190,38 @@ std::string device_limits_of(int64_t index) {
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32) {
   return forward(x, A, weight, bias, window_size, window_stride, window_dilation, tf32, false);
+}
+
+std::tuple<Tensor, Tensor> ms_g3d_statistics(const Tensor& x, const Tensor& A, const Tensor& weight,
+                                             const std::optional<Tensor>& bias, int64_t window_size,
+                                             int64_t window_stride, int64_t window_dilation, bool tf32) {
+  const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
+  check(p.N > 0, "x has shape ", shape_of(x), "; statistics need at least one clip");
+  const OnDevice device(x);
+  const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
+  const Type type = product_type(x, tf32);
+  const Tensor dense_x = activation(x);
+  const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  const auto plan = planned_forward(p, type, limits_of(device), 0);
+  if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
+    const Moments moments(x, ms_g3d::plain::part_rows(p), p.O);
+    const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
+    launched(ms_g3d::plain::forward(p, type_of(x), in, false, y.mutable_data_ptr(), device.stream(), moments.get()),
+             "the forward pass");
+    return {y, moments.merged(x, device.stream())};
+  }
+  const bool gathers = ms_g3d::cuda::gathers_statistics(plan);
+  const Moments moments(x, gathers ? ms_g3d::cuda::part_rows(p, plan) : ms_g3d::plain::rows_of_y(p), p.O);
+  const PackedWeights weights(x, plan, std::nullopt, 0);
+  launched(weights.forward(p, type, plan, pointers(dense_x, A, weight, bias_data), false, y.mutable_data_ptr(),
+                           device.stream(), nullptr, gathers ? moments.get() : nullptr),
+           "the forward pass");
+  if (!gathers) {
+    launched(ms_g3d::plain::moments_of_y(p, type_of(x), y.const_data_ptr(), moments.get(), device.stream()),
+             "the statistics of y");
+  }
+  return {y, moments.merged(x, device.stream())};
 }
 
 int64_t ms_g3d_layout(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,

@@ -20,6 +20,12 @@ std::string device_limits_of(int64_t index);
 Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32);
 
+// y, and over clips, windows and nodes the mean and then the variance of its channels, (2, O) in float32, for float64
+// in float64: gathered while y is written. At least one clip.
+std::tuple<Tensor, Tensor> ms_g3d_statistics(const Tensor& x, const Tensor& A, const Tensor& weight,
+                                             const std::optional<Tensor>& bias, int64_t window_size,
+                                             int64_t window_stride, int64_t window_dilation, bool tf32);
+
 // The order in which the tensor cores' kernel for x's sizes reads A and weight, and fold where it is a collapse: a
 // number, 0 where no such kernel runs. ms_g3d_pack brings them into that order once: bytes for `packed` of the two
 // functions below, which pack for themselves where their own `layout` is another one.

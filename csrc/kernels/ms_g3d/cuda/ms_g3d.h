@@ -31,15 +31,16 @@ struct Collapse {
 
 // y = relu?(ms_g3d(x)), or, with a plan for `collapse`, out = relu?(collapse of it) in y's place. `plan` is
 // plan_forward's and not kPlain; `workspace` holds plan.workspace_bytes of any content, 256-byte aligned. All return
-// CUDA's error code of the launches, 0 if there is none; nothing waits for the device.
+// CUDA's error code of the launches, 0 if there is none; nothing waits for the device. `moments`: parts of y's
+// statistics (statistics.h), without relu and collapse; null: not wanted.
 int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
-            void* workspace, void* stream, const Collapse* collapse = nullptr);
+            void* workspace, void* stream, const Collapse* collapse = nullptr, void* moments = nullptr);
 
 // The two halves of it, for weights that stay: pack W, A and the collapse's weight into the workspace once, then run on
 // it as often as wanted, also with another N, T, stride or dilation if the plan's layout() stays the same.
 int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, void* workspace, void* stream,
          const Collapse* collapse = nullptr);
 int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
-        const void* workspace, void* stream, const Collapse* collapse = nullptr);
+        const void* workspace, void* stream, const Collapse* collapse = nullptr, void* moments = nullptr);
 
 }  // namespace msg3d::ms_g3d::cuda

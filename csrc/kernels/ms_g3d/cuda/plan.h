@@ -208,7 +208,9 @@ inline bool windows_plan(ForwardPlan& plan, const Problem& p, const Device& devi
   plan.adjacency_chunk_bytes =
       static_cast<int>(std::min<int64_t>(plan.adjacency_part_bytes, plan.adjacency_steps * step_bytes));
   plan.z_at = static_cast<int>(rows * k * kStepBytes);
-  plan.weight_at = static_cast<int>(plan.z_at + rows * plan.slice() * bytes);
+  // Statistics go over Z, which one joint may make too short.
+  plan.weight_at =
+      plan.z_at + static_cast<int>(std::max<int64_t>(rows * plan.slice() * bytes, plan.warps * kMomentBytes));
   // In chunks, either buffer holds chunks of W as well as of A.
   const int64_t a_buffer = plan.parts * plan.adjacency_chunk_bytes;
   if (chunked) buffer = std::max(buffer, a_buffer);
@@ -259,7 +261,7 @@ inline ForwardPlan few_channels_plan(const Problem& p, const Device& device, int
   const int64_t columns = out_channels > 0 ? ceil_div(windows * p.C, 16) * 16 : kFewColumns;
   plan.z_at = static_cast<int>(columns * steps * kStepBytes);
   plan.weight_at = static_cast<int>(plan.z_at + rows * chunks * 16);
-  plan.shared_bytes = static_cast<int>(plan.weight_at + plan.weight_bytes);
+  plan.shared_bytes = std::max(static_cast<int>(plan.weight_at + plan.weight_bytes), plan.warps * kMomentBytes);
   plan.blocks = p.N * ceil_div(p.windows(), windows);
   const int64_t height = out_channels > 0 ? 2 : 1;  // m16 tiles that a warp aggregates at once
   const Interval aggregate{busiest(ceil_div(row_tiles, height), kMostWarps) * height * steps * columns / 8,

@@ -17,16 +17,17 @@ struct Device {
 
 enum class Kernel { kPlain, kFrames, kWindows, kFewChannels };
 
-constexpr int kGroup = 48;            // output channels of a warp: three m16 tiles
-constexpr int kColumnStep = 24;       // output channels of a projection unit of the windows kernel
-constexpr int kFewColumns = 24;       // windows times channels of the kernel for few input channels
-constexpr int kCollapseColumns = 48;  // the same with the collapse behind it
-constexpr int kCollapseTiles = 8;     // of eight rows of its output that a warp makes behind the windows kernel
-constexpr int kFewOutputs = 96;       // output channels of that collapse which a warp makes at once
-constexpr int kMostWarps = 8;         // of a block: leaves 255 registers to a thread
-constexpr int kStepBytes = 32;        // of a row, that one product sums over: 16 values of 16 bits, 8 of tf32
-constexpr int kFragmentBytes = 128;   // one register of a warp: an 8 x 8 matrix of 16-bit values
-constexpr int kSharedReserve = 1024;  // what the system takes of an SM's shared memory for each block
+constexpr int kGroup = 48;                // output channels of a warp: three m16 tiles
+constexpr int kColumnStep = 24;           // output channels of a projection unit of the windows kernel
+constexpr int kFewColumns = 24;           // windows times channels of the kernel for few input channels
+constexpr int kCollapseColumns = 48;      // the same with the collapse behind it
+constexpr int kCollapseTiles = 8;         // of eight rows of its output that a warp makes behind the windows kernel
+constexpr int kFewOutputs = 96;           // output channels of that collapse which a warp makes at once
+constexpr int kMostWarps = 8;             // of a block: leaves 255 registers to a thread
+constexpr int kStepBytes = 32;            // of a row, that one product sums over: 16 values of 16 bits, 8 of tf32
+constexpr int kFragmentBytes = 128;       // one register of a warp: an 8 x 8 matrix of 16-bit values
+constexpr int kMomentBytes = kGroup * 8;  // of a warp's channels: mean and squared deviations, see statistics.h
+constexpr int kSharedReserve = 1024;      // what the system takes of an SM's shared memory for each block
 
 // Frames of one warp, packed without padding between them: V joints from v_least to v_most in row_tiles * 8 rows, each
 // frame in joint_tiles * 8 joints. csrc/kernels/ms_g3d/cuda/frames.cu instantiates them.
@@ -45,6 +46,7 @@ constexpr FramePack kFramePacks[] = {
 struct WindowTile {
   const char* name;
   int node_tiles, windows, wide_tiles;
+  constexpr bool gathers_statistics() const { return node_tiles < 16; }  // which leave no register for it
 };
 constexpr WindowTile kWindowTiles[] = {
     {"48 nodes", 6, 1, 3},  {"56 nodes", 7, 1, 3},  {"56 nodes, 2 windows", 7, 2, 0}, {"64 nodes", 8, 1, 3},

@@ -7,6 +7,7 @@
 //
 // A block owns kFewColumns / C windows f.
 #include "few_channels.h"
+#include "moments.h"
 
 namespace msg3d::ms_g3d::cuda {
 namespace few_channels {
@@ -33,10 +34,15 @@ void few_channels_kernel(ForwardCall call) {
 
   const int rows = windows * call.nodes, row_units = (rows + 8 * kRowTiles - 1) / (8 * kRowTiles);
   const int all_groups = call.slices * call.groups, lane = lane_index(), g = lane / 4, t = lane % 4;
+  // For statistics a warp keeps to one group, and merges those of its units as it goes.
+  const int sets = call.moments ? call.warps / all_groups : 0, step = call.moments ? sets * all_groups : call.warps;
+  PairOfMoments kept[3] = {};
+  int kept_rows = 0;
 #pragma unroll 1
-  for (int unit = warp_index(); unit < row_units * all_groups; unit += call.warps) {
+  for (int unit = warp_index() < step ? warp_index() : row_units * all_groups; unit < row_units * all_groups;
+       unit += step) {
     const int group = unit % all_groups, row = unit / all_groups * 8 * kRowTiles;
-    float y[3][kRowTiles][4] = {};
+    float y[1][3][kRowTiles][4] = {};
     const int near = row + lane % 8 + lane / 16 * 8, bit = lane / 8 % 2;
     const int r0 = near < rows ? near : rows - 1, r1 = near + 16 < rows ? near + 16 : rows - 1;
 #pragma unroll 1
@@ -55,17 +61,26 @@ void few_channels_kernel(ForwardCall call) {
         for (int n = 0; n < kRowTiles; ++n) {
           const uint32_t b0 = b[n / 2][n % 2 * 2], b1 = b[n / 2][n % 2 * 2 + 1];
           if constexpr (kIsTf32<T>) {  // chunks are even
-            multiply_step<T>(y[i][n], a, b0, b1);
+            multiply_step<T>(y[0][i][n], a, b0, b1);
           } else if (chunk + 1 < h_rows.chunks) {
-            mma_m16n8k16<T>(y[i][n], a, b0, b1);
+            mma_m16n8k16<T>(y[0][i][n], a, b0, b1);
           } else {
-            mma_m16n8k8<T>(y[i][n], a[0], a[1], b0);
+            mma_m16n8k8<T>(y[0][i][n], a[0], a[1], b0);
           }
         }
       }
     }
     const int o = group * kGroup + 2 * g;
-    const T* const bias = static_cast<const T*>(call.bias);
+    if (call.moments) {
+      const int left = rows - row, count = left < 8 * kRowTiles ? left : 8 * kRowTiles;
+      const auto real = [&](int, int at) { return at < left; };
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        merge(kept[i], kept_rows, moments_of<T>(call, y, i, o + 16 * i, count, real), count);
+      }
+      kept_rows += count;
+    }
+    const T* const bias = static_cast<const T*>(call.moments ? nullptr : call.bias);
     const int64_t first_row = (static_cast<int64_t>(clip) * call.windows + first_window) * call.nodes + row + 2 * t;
     T* const to = static_cast<T*>(call.y) + first_row * call.O + o;
 #pragma unroll
@@ -77,10 +92,20 @@ void few_channels_kernel(ForwardCall call) {
       for (int n = 0; n < kRowTiles; ++n) {
         const int at = row + n * 8 + 2 * t;
         const bool stored = o + 16 * i < call.O;
-        store_nodes(to + n * 8 * call.O + 16 * i, call.O, y[i][n], bias0, bias1, call.relu, stored && at < rows,
+        store_nodes(to + n * 8 * call.O + 16 * i, call.O, y[0][i][n], bias0, bias1, call.relu, stored && at < rows,
                     stored && at + 1 < rows);
       }
     }
+  }
+  if (call.moments) {
+    block_barrier();  // nobody reads H and W any more: moments go over all there is
+#pragma unroll
+    for (int i = 0; i < 3; ++i) keep_moments(0, i, kept[i]);
+    leave_part(call, 0, 0, [&](int warp) {
+      const int set = warp / all_groups, units = set < sets ? (row_units - set + sets - 1) / sets : 0;
+      const bool has_last = units > 0 && (row_units - 1) % sets == set;
+      return units * 8 * kRowTiles - (has_last ? row_units * 8 * kRowTiles - rows : 0);
+    });
   }
 }
 

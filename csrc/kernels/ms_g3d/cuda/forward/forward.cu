@@ -247,10 +247,10 @@ int pack(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& i
 }
 
 int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
-        const void* workspace, simt::Stream stream, const Collapse* collapse) {
+        const void* workspace, simt::Stream stream, const Collapse* collapse, void* moments) {
   ForwardCall call{};
   void* const images = const_cast<void*>(workspace);
-  call.x = in.x, call.bias = in.bias, call.y = y, call.relu = relu;
+  call.x = in.x, call.bias = in.bias, call.y = y, call.relu = relu, call.moments = static_cast<float*>(moments);
   call.weight = workspace, call.adjacency = packing::adjacency_image(plan, images);
   call.frames = p.N * p.T;
   call.C = static_cast<int>(p.C), call.O = static_cast<int>(p.O), call.T = static_cast<int>(p.T);
@@ -289,10 +289,10 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
 }
 
 int forward(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in, bool relu, void* y,
-            void* workspace, simt::Stream stream, const Collapse* collapse) {
+            void* workspace, simt::Stream stream, const Collapse* collapse, void* moments) {
   if (p.N == 0 || p.windows() == 0) return 0;
   const int status = pack(p, type, plan, in, workspace, stream, collapse);
-  return status ? status : run(p, type, plan, in, relu, y, workspace, stream, collapse);
+  return status ? status : run(p, type, plan, in, relu, y, workspace, stream, collapse, moments);
 }
 
 }  // namespace msg3d::ms_g3d::cuda

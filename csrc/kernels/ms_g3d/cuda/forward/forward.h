@@ -65,6 +65,7 @@ struct ForwardCall {
   int y_at, kept_at, kept_bytes, stage_at;
   int y_pitch;  // rows of a window's y
   bool accumulate;
+  float* moments;  // parts of y's statistics (moments.h); null: not wanted
 };
 
 // Tile by tile; each returns CUDA's status.

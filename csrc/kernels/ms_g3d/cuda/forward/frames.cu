@@ -11,6 +11,7 @@
 // x of the block's frames stays in shared memory; W_k in chunks along C, and A_k, are double-buffered by cp.async, one
 // barrier a chunk.
 #include "forward.h"
+#include "moments.h"
 
 namespace msg3d::ms_g3d::cuda {
 namespace frames {
@@ -247,7 +248,14 @@ void frames_kernel(ForwardCall call) {
       const int slice = block_y() * call.slices_per_block + scale / call.K;
       const int l = opaque(lane), v = l % 4 * 2;
       const int o = (slice * call.groups + group) * kGroup + l / 4 * 2;
-      const T* const bias = static_cast<const T*>(call.bias);
+      if (call.moments) {  // over the weights that have been used
+        const auto frames_of = [&](int w) { return at_most(P::kFrames, frames - w / call.groups * P::kFrames); };
+        const int mine = frames_of(warp), used = call.weight_at + (stage + 1) % 2 * call.weight_chunk_bytes;
+        const auto real = [&](int f, int joint) { return f < mine && joint < call.V; };
+        gather_moments<T>(call, y, slice, group, used, mine * call.V, real);
+        leave_part(call, slice, used, [&](int w) { return frames_of(w) * call.V; });
+      }
+      const T* const bias = static_cast<const T*>(call.moments ? nullptr : call.bias);
 #pragma unroll
       for (int f = 0; f < P::kFrames; ++f) {
         const int frame = set * P::kFrames + f;

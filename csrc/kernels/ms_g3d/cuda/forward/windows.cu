@@ -11,6 +11,7 @@
 //
 // Warp (group, part, set): channels [48 group, ...), the run `part` of destination nodes, windows of `set`.
 #include "collapse.h"
+#include "moments.h"
 #include "projection.h"
 
 namespace msg3d::ms_g3d::cuda {
@@ -18,11 +19,30 @@ namespace windows {
 
 using namespace simt;
 
+// What a block computes. Found again where it is needed: 128 nodes a warp leave no register to keep it in.
+struct Place {
+  int clip, first_window, windows;
+};
+
+SIMT_DEVICE Place place_of_block(const ForwardCall& call) {
+  const int block = opaque(block_x()), tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
+  const int clip = block / tiles, first = (block - clip * tiles) * call.tile_windows, left = call.windows - first;
+  return {clip, first, left < call.tile_windows ? left : call.tile_windows};
+}
+
 template <int kIndex>
 struct Tile {
   static constexpr int kNodeTiles = kWindowTiles[kIndex].node_tiles, kWindows = kWindowTiles[kIndex].windows;
   static constexpr int kWideTiles = kWindowTiles[kIndex].wide_tiles;
   static constexpr bool kChunks = kWideTiles > 0;  // else no register is left to count them
+  static constexpr bool kMoments = kWindowTiles[kIndex].gathers_statistics();
+  // Nodes of a warp's part and windows of its set.
+  SIMT_DEVICE static int nodes_of(const ForwardCall& call, int warp) {
+    return at_most(kNodeTiles * 8, call.nodes - warp / opaque(call.groups) % opaque(call.parts) * kNodeTiles * 8);
+  }
+  SIMT_DEVICE static int windows_of(const ForwardCall& call, int warp) {
+    return at_most(kWindows, place_of_block(call).windows - warp / opaque(call.groups * call.parts) * kWindows);
+  }
 };
 
 // One step of y^T += Z^T A_k^T for the windows of a warp: A_k has two node tiles side by side.
@@ -144,7 +164,7 @@ SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kN
   const int set = warp / (call.groups * call.parts);
   const int node = part * P::kNodeTiles * 8 + lane % 4 * 2;
   const int o = (slice * call.groups + group) * kGroup + lane / 4 * 2;
-  const T* const bias = static_cast<const T*>(call.bias);
+  const T* const bias = static_cast<const T*>(P::kMoments && call.moments ? nullptr : call.bias);
 #pragma unroll
   for (int m = 0; m < 3; ++m) {
     const bool biased = bias && opaque(o) + 16 * m < call.O;  // not known before: 128 nodes leave no register for it
@@ -159,17 +179,6 @@ SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kN
       }
     }
   }
-}
-
-// What a block computes. Found again where it is needed: 128 nodes a warp leave no register to keep it in.
-struct Place {
-  int clip, first_window, windows;
-};
-
-SIMT_DEVICE Place place_of_block(const ForwardCall& call) {
-  const int block = opaque(block_x()), tiles = (call.windows + call.tile_windows - 1) / call.tile_windows;
-  const int clip = block / tiles, first = (block - clip * tiles) * call.tile_windows, left = call.windows - first;
-  return {clip, first, left < call.tile_windows ? left : call.tile_windows};
 }
 
 template <typename T, int kIndex>
@@ -265,6 +274,12 @@ void windows_kernel(ForwardCall call) {
     } while (P::kChunks && q < steps);
     if (!complete) continue;
     const int slice = block_y() * call.slices_per_block + scale / call.K;
+    if (P::kMoments && call.moments) {  // over Z
+      const int warp = opaque(warp_index()), mine = P::windows_of(call, warp), nodes = P::nodes_of(call, warp);
+      gather_moments<T>(call, y, slice, warp % call.groups, call.z_at, mine * nodes, [&](int w, int node) {
+        return P::kWindows == 1 ? node < mine * nodes : w < mine && node < nodes;
+      });
+    }
     if (!call.collapse) {
       const Place place = place_of_block(call);
       const int64_t first_window = static_cast<int64_t>(place.clip) * call.windows + place.first_window;
@@ -274,6 +289,10 @@ void windows_kernel(ForwardCall call) {
         store_nodes(to + (window * call.nodes + node) * call.O + o, call.O, d, bias0, bias1, call.relu,
                     stored && node < call.nodes, stored && node + 1 < call.nodes);
       });
+      if (P::kMoments && call.moments) {
+        const auto rows_of = [&](int warp) { return P::windows_of(call, warp) * P::nodes_of(call, warp); };
+        leave_part(call, slice, call.z_at, rows_of);
+      }
       continue;
     }
     if (collapses) {

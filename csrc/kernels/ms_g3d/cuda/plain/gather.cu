@@ -6,6 +6,7 @@
 // A block makes 64 rows (tile.h) of `kWidth` output channels: for each tile of (scale, channel) columns it aggregates
 // H (64 x 32) into shared memory and adds H times that part of the weight to its registers. Thread (ty, tx) owns 4 rows
 // and channels 2*tx + {0, 1} + 32*i.
+#include "../moments.h"
 #include "tile.h"
 
 namespace msg3d::ms_g3d::plain {
@@ -23,12 +24,54 @@ struct GatherCall {
   int width;                                       // output channels
   int64_t weight_target, weight_k, weight_source;  // strides
   bool relu;
+  typename Accumulator<T>::type* moments;  // parts of y's statistics; null: not wanted
 };
 
 template <typename Acc, int kWidth>
 constexpr int gather_shared_bytes() {
   const int step = StepSizes<Acc>::kElements, weight = kColumns * kWidth;
   return (kColumns * kPitch + (step > weight ? step : weight)) * static_cast<int>(sizeof(Acc));
+}
+
+// A thread's values as they will be stored: moments of the block's rows, for each of its channels, into their part.
+// `memory` holds kThreads/32 * (2*kWidth + 1) sums.
+template <typename T, int kWidth, typename Acc>
+SIMT_DEVICE void gather_statistics(const GatherCall<T>& call, const Acc (&value)[4][kWidth / 16], int rows, int first_o,
+                                   Acc* memory) {
+  constexpr int kWarps = kThreads / 32;
+  const int tid = thread_index(), tx = tid % 16, warp = warp_index();
+  Acc* const counts = memory + kWarps * kWidth * 2;
+  block_barrier();  // nobody reads H and the weight any more
+#pragma unroll
+  for (int i = 0; i < kWidth / 16; ++i) {
+    Moments<Acc> of{Acc(rows), Acc(0), Acc(0)};
+#pragma unroll
+    for (int q = 0; q < 4; ++q) of.mean += q < rows ? value[q][i] : Acc(0);
+    of.mean /= Acc(rows > 0 ? rows : 1);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const Acc apart = q < rows ? value[q][i] - of.mean : Acc(0);
+      of.squares += apart * apart;
+    }
+    of.add(of.of_lane_xor(16));  // the other four rows of the warp
+    if (lane_index() < 16) {
+      Acc* const to = memory + (warp * kWidth + 2 * tx + 32 * (i / 2) + i % 2) * 2;
+      to[0] = of.mean, to[1] = of.squares;
+      if (i == 0 && tx == 0) counts[warp] = of.count;
+    }
+  }
+  block_barrier();
+  if (tid < kWidth && first_o + tid < call.width) {
+    Moments<Acc> sum{Acc(0), Acc(0), Acc(0)};
+#pragma unroll 1
+    for (int from = 0; from < kWarps; ++from) {
+      const Acc* const of = memory + (from * kWidth + tid) * 2;
+      sum.add({counts[from], of[0], of[1]});
+    }
+    const int o = first_o + tid;
+    Acc* const to = call.moments + ((static_cast<int64_t>(o / 4) * grid_x() + block_x()) * 4 + o % 4) * 2;
+    to[0] = sum.mean, to[1] = sum.squares;
+  }
 }
 
 template <typename T, int kWidth, bool kBackward>
@@ -100,6 +143,20 @@ void gather_kernel(GatherCall<T> call) {
       for (int i = 0; i < 2 * kPairs; ++i) sum[q][i] += part[q][i];
     }
   }
+  if constexpr (!kBackward) {
+    if (call.moments) {
+      Acc value[4][2 * kPairs];
+#pragma unroll
+      for (int i = 0; i < 2 * kPairs; ++i) {
+        const int o = first_o + 2 * tx + 32 * (i / 2) + i % 2;
+        const Acc bias = call.bias && o < call.width ? widen<Acc>(call.bias[o]) : Acc(0);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) value[q][i] = widen<Acc>(narrow<T>(sum[q][i] + bias));
+      }
+      const int left = place.group < 0 ? 0 : g.rows - place.row;
+      gather_statistics<T, kWidth>(call, value, left < 4 ? left : 4, first_o, H);
+    }
+  }
 #pragma unroll
   for (int i = 0; i < 2 * kPairs; ++i) {
     const int o = first_o + 2 * tx + 32 * (i / 2) + i % 2;
@@ -130,7 +187,7 @@ int gather(GatherCall<T> call, Stream stream) {
                                         : launch_gather<T, kBackward, 96>(call, stream);
 }
 
-int forward(const Problem& p, Type type, const Pointers& in, bool relu, void* y, void* stream) {
+int forward(const Problem& p, Type type, const Pointers& in, bool relu, void* y, void* stream, void* moments) {
   return with_type(type, [&](auto zero) {
     using T = decltype(zero);
     GatherCall<T> call{};
@@ -138,6 +195,7 @@ int forward(const Problem& p, Type type, const Pointers& in, bool relu, void* y,
     call.source = static_cast<const T*>(in.x), call.A = static_cast<const T*>(in.A);
     call.weight = static_cast<const T*>(in.weight), call.bias = static_cast<const T*>(in.bias);
     call.target = static_cast<T*>(y), call.width = static_cast<int>(p.O), call.relu = relu;
+    call.moments = static_cast<typename Accumulator<T>::type*>(moments);
     call.weight_target = in.weight_stride[0], call.weight_k = in.weight_stride[1];
     call.weight_source = in.weight_stride[2];
     return gather<T, false>(call, stream);

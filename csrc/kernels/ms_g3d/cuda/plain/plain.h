@@ -12,6 +12,7 @@
 #include "../../../chunks.h"
 #include "../../problem.h"
 #include "../plan.h"
+#include "../statistics.h"
 
 namespace msg3d::ms_g3d::plain {
 
@@ -37,6 +38,11 @@ inline ColumnTiles column_tiles(int64_t K, int64_t C) {
   if (pairs > 8) return {pairs, 1, static_cast<int>(K * ceil_div(pairs, 16))};
   const int scales = 16 / pairs;
   return {pairs, scales, static_cast<int>(ceil_div(K, scales))};
+}
+
+inline PartRows part_rows(const Problem& p) {
+  const int nodes = static_cast<int>(p.nodes()), quads = static_cast<int>(ceil_div(nodes, 4));
+  return {kQuads, static_cast<int>(p.N * p.windows() * quads), quads, 4, nodes, 1};
 }
 
 // Grids and workspace of the backward pass for the parameters.
@@ -85,7 +91,8 @@ struct Pointers {
 };
 
 // Each returns CUDA's error code of its launches, 0 if there is none; nothing waits for the device.
-int forward(const Problem& p, Type type, const Pointers& in, bool relu, void* y, void* stream);
+// `moments`: parts of y's statistics (statistics.h), without relu; null: not wanted.
+int forward(const Problem& p, Type type, const Pointers& in, bool relu, void* y, void* stream, void* moments = nullptr);
 int backward_input(const Problem& p, Type type, const Pointers& in, void* grad_x, void* stream);
 // Outputs that are null are not computed; workspace holds plan.workspace_bytes, of any content.
 int backward_parameters(const Problem& p, Type type, const Pointers& in, const ParameterPlan& plan, void* workspace,
