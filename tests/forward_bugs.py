@@ -40,13 +40,13 @@ def bug(name: str, file: str, pattern: str, replacement: str, shape: str, caught
     return Bug(Mutation(name, file, pattern, replacement), shape, caught_by)
 
 
-def caught(kernels: emulator.Kernels, shape: Shape) -> set[str]:
+def caught(kernels: emulator.Kernels, shape: Shape, statistics: bool = False) -> set[str]:
     """What notices something within a few runs: kinds of faults, "values"."""
     found = set()
     inputs = shape.inputs(shape.dtype)
     for seed, landing in enumerate(emulator.LANDINGS):
         try:
-            run = forward.run(kernels, shape, inputs, seed=seed, landing=landing)
+            run = forward.run(kernels, shape, inputs, statistics=statistics, seed=seed, landing=landing)
             forward.assert_exact_enough(run, shape, inputs)
         except emulator.Fault as fault:
             found.add(fault.kind)
@@ -89,9 +89,11 @@ def _whole() -> emulator.Kernels:
     return emulator.build(*forward.SOURCES, forward.LAUNCHERS)
 
 
-def assert_caught(bug: Bug, tf32: bool = False) -> None:
-    """In bfloat16, or in float32 where torch allows tf32."""
-    shape = next(shape for shape in SHAPES if shape.name == bug.shape)
+def assert_caught(
+    bug: Bug, tf32: bool = False, statistics: bool = False, shapes: Iterable[Shape] = tuple(SHAPES)
+) -> None:
+    """In bfloat16, or in float32 where torch allows tf32; with or without the statistics of y."""
+    shape = next(shape for shape in shapes if shape.name == bug.shape)
     if tf32:  # whose elements need more room
         shape = replace(shape, tf32=True, shared_kb=max(shape.shared_kb, 163))
     plan = forward.plan(_whole(), shape)
@@ -100,7 +102,7 @@ def assert_caught(bug: Bug, tf32: bool = False) -> None:
     if bug.caught_by == "leak":
         assert leaks(kernels, shape)
         return
-    found = caught(kernels, shape)
+    found = caught(kernels, shape, statistics)
     assert found if bug.caught_by == "any" else bug.caught_by in found, f"noticed: {sorted(found)}"
 
 

@@ -5,19 +5,20 @@ from dataclasses import dataclass
 import emulator
 import numpy as np
 import torch
-from tolerance import error
+from tolerance import deviation, error
 from torch.nn import functional as F
 
 from msg3d_fast import reference
 
 FOLDER = "csrc/kernels/ms_g3d/cuda/forward"
 NAMES = ("forward", "frames", "windows", "few_channels", "few_channels_collapse")
-SOURCES = tuple(f"{FOLDER}/{name}.cu" for name in NAMES)
+MERGING = "csrc/kernels/ms_g3d/cuda/plain/statistics.cu"
+SOURCES = (*(f"{FOLDER}/{name}.cu" for name in NAMES), MERGING)
 LAUNCHERS = "tests/emulator/launch_forward.cpp"
 FIELDS = [
     *("kernel", "tile", "warps", "groups", "parts", "windows", "slots", "frame_step", "weight_steps", "weight_columns"),
     *("channel_steps", "slices", "slices_per_block", "slices_at_once", "shared_bytes", "blocks", "waves"),
-    *("weight_bytes", "adjacency_bytes", "collapse_bytes", "workspace_bytes", "clocks"),
+    *("weight_bytes", "adjacency_bytes", "collapse_bytes", "workspace_bytes", "moments_bytes", "clocks"),
 ]
 KERNELS = ("plain", "frames", "windows", "few_channels")
 
@@ -156,11 +157,14 @@ def refusal(kernels: emulator.Kernels, shape: Shape) -> str:
 
 @dataclass
 class Run:
-    """What one call wrote, (N, channels, T_out, nodes or V) in float64 and bit for bit, and its launches' counters."""
+    """What one call wrote, (N, channels, T_out, nodes or V) in float64 and bit for bit, and its launches' counters.
+
+    `statistics`, where wanted: mean and variance of every channel of y, (2, O) in float32."""
 
     y: torch.Tensor
     array: np.ndarray
     counters: list[dict]
+    statistics: torch.Tensor | None = None
 
 
 def run(
@@ -172,6 +176,7 @@ def run(
     transposed: bool = False,
     accumulate: bool = False,
     residual: torch.Tensor | None = None,
+    statistics: bool = False,
     **options: object,
 ) -> Run:
     """One forward pass; options are the emulator's. `transposed` hands A and weight over with other strides."""
@@ -190,14 +195,25 @@ def run(
         y = emulator.upload("y", bits(inputs["out"].permute(0, 2, 3, 1), dtype))
     else:
         y = emulator.empty("y", sizes, np.float32 if shape.tf32 else np.uint16)
-    workspace = emulator.empty("workspace", (plan(kernels, shape)["workspace_bytes"],), np.uint8)
+    planned = plan(kernels, shape)
+    workspace = emulator.empty("workspace", (planned["workspace_bytes"],), np.uint8)
+    gathered = (None, None)  # parts, and what they make
+    if statistics:
+        assert planned["moments_bytes"], f"{shape.name}: no kernel of the tensor cores"
+        gathered = (
+            emulator.empty("moments", (planned["moments_bytes"] // 4,), np.float32),
+            emulator.empty("statistics", (2, shape.O), np.float32),
+        )
     half = dtype == torch.float16
     counters = kernels.call(
-        "forward_run", *arguments, y, workspace, *shape.sizes, half, relu, transposed, accumulate, **options
+        *("forward_run", *arguments, y, workspace, *gathered, *shape.sizes),
+        *(half, relu, transposed, accumulate),
+        **options,
     )
     array = y.numpy()
     found = torch.from_numpy(array if shape.tf32 else array.view(np.int16)).view(dtype).double()
-    return Run(found.permute(0, 3, 1, 2), array, counters)
+    merged = torch.from_numpy(gathered[1].numpy()) if statistics else None
+    return Run(found.permute(0, 3, 1, 2), array, counters, merged)
 
 
 def assert_exact_enough(
@@ -212,7 +228,11 @@ def assert_exact_enough(
 
     tf32 rounds operands alone: with the same operands rounded, an exact sum is nearer by far than the truth. What is
     left is the rounding of float32's sums, which makes another operand of one that lies between two, now and then.
+    Statistics are those of y as it was stored, whatever it should have been.
     """
+    if found.statistics is not None:
+        apart = deviation(found.statistics, found.y)
+        assert apart <= 2e-6, f"{shape.name}: statistics are off by {apart:.2e}"
     dtype = shape.dtype if shape.tf32 else dtype
     correct = exact(shape, inputs, relu=relu, accumulate=accumulate)
     eager = exact(shape, inputs, dtype, relu, accumulate)

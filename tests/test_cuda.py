@@ -8,10 +8,10 @@ from networks import build, clips
 from problems import PROBLEMS, Problem, reference_answer
 from test_emulated import TENSOR_CORES, TYPES
 from test_fused_gpu import SHORT
-from test_gpu_blocks import GATHERED, deviation, layer_of
+from test_gpu_blocks import GATHERED, layer_of
 from test_tf32 import PROBLEMS as TF32
 from test_tf32 import UNIT
-from tolerance import FLOOR, error
+from tolerance import FLOOR, deviation, error
 
 from msg3d_fast import Recognizer, fuse, gpu_blocks, ops
 

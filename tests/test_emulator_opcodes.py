@@ -369,6 +369,8 @@ def test_opcode(kernels: emulator.Kernels, index: int) -> None:
         "ld.global.b128 %d1, [%d1];",
         "bar.arrive 0, 64;",
         "shfl.sync.bfly.b32 %r1, %r1, 1, 31, 0xffff;",
+        "shfl.sync.bfly.b32 %r1, %r1, 1, 31, %r2;",
+        "mov.b32 %r2, -1; add.u32 %r2, %r2, 1; shfl.sync.bfly.b32 %r1, %r1, 1, 31, %r2;",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1}, {%r1}, {%r1}, {%r1};",
         "mov.u32 %r1, %clock;",
         "bra $elsewhere;",

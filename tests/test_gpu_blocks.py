@@ -11,7 +11,7 @@ from problems import PROBLEMS, Problem
 from test_emulated import TENSOR_CORES
 from test_fused_gpu import Recorder
 from test_ops_torch import detached
-from tolerance import FLOOR, error
+from tolerance import FLOOR, deviation, error
 from torch import Tensor, nn
 
 from msg3d_fast import gpu_blocks, ops
@@ -43,15 +43,6 @@ def _built() -> None:
 def _an_a100_again() -> Iterator[None]:
     yield
     raw.set_device(*emulated.DEVICES["A100"])
-
-
-def deviation(statistics: Tensor, y: Tensor) -> float:
-    """From mean and variance of y in float64: in standard deviations, and relative."""
-    mean, variance = y.double().mean((0, 2, 3)), y.double().var((0, 2, 3), correction=0)
-    return max(
-        ((statistics[0] - mean).abs() / (variance.sqrt() + mean.abs())).max().item(),
-        ((statistics[1] - variance).abs() / variance).max().item(),
-    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,14 @@ def error(actual: Tensor, exact: Tensor, scale: float | None = None) -> float:
     return deviation if deviation == deviation else float("inf")
 
 
+def deviation(statistics: Tensor, y: Tensor) -> float:
+    """Of statistics (2, channels) from mean and variance of y (N, channels, T, V) in float64: means in standard
+    deviations, variances relative."""
+    mean, variance = y.double().mean((0, 2, 3)), y.double().var((0, 2, 3), correction=0)
+    of_means = (statistics[0] - mean).abs() / (variance.sqrt() + mean.abs())
+    return torch.cat([of_means, (statistics[1] - variance).abs() / variance]).max().item()
+
+
 def assert_as_good_as_eager(actual: float, eager: float, what: str = "") -> None:
     """The rule itself, on two errors that `error` measured against the same exact numbers."""
     assert actual <= 2 * eager + FLOOR, f"{what}: error {actual:.2e}, eager's own {eager:.2e}"

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "../../csrc/kernels/ms_g3d/cuda/ms_g3d.h"
+#include "../../csrc/kernels/ms_g3d/cuda/statistics.h"
 
 using namespace msg3d::ms_g3d;
 
@@ -22,6 +23,10 @@ cuda::ForwardPlan plan_for(const Sizes& s, int64_t shared_kb, int64_t multiproce
   return cuda::plan_forward(s.problem(), type_of(tf32, 0), device, out_channels);
 }
 
+PartRows rows_of(const Problem& p, const cuda::ForwardPlan& plan) {
+  return cuda::gathers_statistics(plan) ? cuda::part_rows(p, plan) : plain::rows_of_y(p);
+}
+
 }  // namespace
 
 extern "C" {
@@ -31,6 +36,8 @@ int forward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64
                  int64_t tf32) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
   const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
+  const bool runs = plan.kernel != cuda::Kernel::kPlain;
+  const int64_t moments_bytes = runs ? plain::moments_bytes(rows_of(s.problem(), plan), O, type_of(tf32, 0)) : 0;
   const int64_t values[] = {static_cast<int64_t>(plan.kernel),
                             plan.tile,
                             plan.warps,
@@ -52,6 +59,7 @@ int forward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64
                             plan.adjacency_bytes,
                             plan.collapse_bytes,
                             plan.workspace_bytes,
+                            moments_bytes,
                             static_cast<int64_t>(plan.clocks)};
   for (const int64_t value : values) *out++ = value;
   return 0;
@@ -67,12 +75,13 @@ int forward_refusal(char* text, int64_t N, int64_t C, int64_t T, int64_t V, int6
   return 0;
 }
 
-// y is (N, T_out, tau*V, O), with out_channels (N, T_out, V, out_channels).
+// y is (N, T_out, tau*V, O), with out_channels (N, T_out, V, out_channels); statistics are (2, O), and null with
+// moments where they are not wanted.
 int forward_run(const void* x, const void* A, const void* A_res, const void* weight, const void* bias,
-                const void* collapse_weight, const void* collapse_bias, void* y, void* workspace, int64_t N, int64_t C,
-                int64_t T, int64_t V, int64_t K, int64_t O, int64_t window, int64_t stride, int64_t dilation,
-                int64_t shared_kb, int64_t multiprocessors, int64_t out_channels, int64_t tf32, int64_t half,
-                int64_t relu, int64_t transposed, int64_t accumulate) {
+                const void* collapse_weight, const void* collapse_bias, void* y, void* workspace, void* moments,
+                void* statistics, int64_t N, int64_t C, int64_t T, int64_t V, int64_t K, int64_t O, int64_t window,
+                int64_t stride, int64_t dilation, int64_t shared_kb, int64_t multiprocessors, int64_t out_channels,
+                int64_t tf32, int64_t half, int64_t relu, int64_t transposed, int64_t accumulate) {
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
   const int64_t R = window * V;
   cuda::Pointers in{x, A, A_res, weight, bias, {R * R, R, 1}, {K * C, C, 1}};
@@ -81,7 +90,15 @@ int forward_run(const void* x, const void* A, const void* A_res, const void* wei
     in.weight_stride[0] = 1, in.weight_stride[1] = O, in.weight_stride[2] = K * O;
   }
   const cuda::Collapse collapse{collapse_weight, collapse_bias, {O * window, window, 1}, accumulate != 0};
-  return cuda::forward(s.problem(), type_of(tf32, half), plan_for(s, shared_kb, multiprocessors, out_channels, tf32),
-                       in, relu != 0, y, workspace, nullptr, out_channels ? &collapse : nullptr);
+  const Problem p = s.problem();
+  const cuda::Type type = type_of(tf32, half);
+  const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
+  const bool gathers = cuda::gathers_statistics(plan);
+  int status = cuda::forward(p, type, plan, in, relu != 0, y, workspace, nullptr, out_channels ? &collapse : nullptr,
+                             gathers ? moments : nullptr);
+  if (status || !statistics) return status;
+  if (!gathers) status = plain::moments_of_y(p, tf32 ? cuda::Type::kFloat32 : type, y, moments, nullptr);
+  if (status) return status;
+  return plain::merge_statistics(rows_of(p, plan), O, type, moments, statistics, nullptr);
 }
 }

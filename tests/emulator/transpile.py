@@ -375,10 +375,21 @@ class Translator:
             f"{self.site(statement)} mma(Element::{element}, {depth}, d, a, b); {moves} }}"
         )
 
+    def names_all_lanes(self, mask: str) -> bool:
+        """The number itself, or a register to which all that is ever written is that number."""
+        everybody = ("-1", "0xffffffff")
+        if not mask.startswith("%"):
+            return mask in everybody
+        mentioned = re.compile(rf"{re.escape(mask)}(?!\d)")
+        writers = [
+            s for s in self.entry.body if not isinstance(s, str) and s.operands and mentioned.search(s.operands[0])
+        ]
+        return bool(writers) and all(s.opcode[0] == "mov" and s.operands[1] in everybody for s in writers)
+
     def shuffle(self, statement: Statement) -> str:
         _, sync, mode, kind = statement.opcode
         target, source, lanes, clamp, mask = statement.operands
-        if sync != "sync" or mode not in SHUFFLES or kind != "b32" or mask not in ("-1", "0xffffffff"):
+        if sync != "sync" or mode not in SHUFFLES or kind != "b32" or not self.names_all_lanes(mask):
             raise Unsupported("mode or mask")
         target, _, valid = target.partition("|")
         values = ", ".join([self.value(source, "b32"), f"Shuffle::{SHUFFLES[mode]}"])
@@ -393,7 +404,7 @@ class Translator:
             "vote.sync.all.pred": ("pred", "bits == 0xffffffffu"),
             "vote.sync.ballot.b32": ("b32", "bits"),
         }
-        if statement.name not in results or mask not in ("-1", "0xffffffff"):
+        if statement.name not in results or not self.names_all_lanes(mask):
             raise Unsupported("mode or mask")
         kind, result = results[statement.name]
         call = f"const uint32_t bits = ballot({self.value(source, 'pred')});"
