@@ -1,4 +1,7 @@
-"""Builds the backend `emulated` once a session, from the sources as they are; quick where it is up to date."""
+"""Builds the backend `emulated` once a session, from the sources as they are; quick where it is up to date.
+
+Tests ask for it by the fixture `emulated_backend`.
+"""
 
 import fcntl
 import os
@@ -6,6 +9,8 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # Devices by arch, multiprocessors and the shared memory that one block may have.
@@ -15,6 +20,7 @@ DEVICES = {
     "H100": (90, 132, 227 << 10),
     "T4": (75, 40, 64 << 10),
 }
+raw = torch.ops.msg3d_fast_emulated  # its operators are there once it is built
 
 
 @cache

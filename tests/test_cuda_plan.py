@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import emulated
 import pytest
 import torch
+from emulated import raw
 from problems import Problem, reference_answer
 from test_plan import LAYERS
 from tolerance import error
@@ -115,10 +116,9 @@ def test_the_environment_forces_it() -> None:
     assert ran.stdout == "plain\n"
 
 
+@pytest.mark.usefixtures("emulated_backend")
 def test_what_is_forced_is_what_runs() -> None:
     """On the emulator: another tile gives the same values, the plain path needs one launch instead of two."""
-    emulated.build()
-    raw = ops.operators("emulated")
     problem = Problem("forced", N=1, C=48, O=48, K=2, V=17, T=5)
     inputs = {name: tensor.detach() for name, tensor in problem.inputs(torch.bfloat16).items()}
     exact, eager = (reference_answer(problem, dtype)["y"] for dtype in (torch.float64, torch.bfloat16))
@@ -126,16 +126,13 @@ def test_what_is_forced_is_what_runs() -> None:
     limits = _library.device_limits(backend="emulated")
     assert limits == LIMITS["A100"]
     launches = {}
-    try:
-        for name in ("auto", "1 frame of 24", "plain"):
-            raw.ms_g3d_set_cuda_plan(name)
-            found = _library.cuda_plan(sizes, dtype=torch.bfloat16, limits=limits, backend="emulated")
-            assert found["forced"] == (name != "auto")
-            assert name in (found["tile"], found["kernel"], "auto") or name in found["tile"]
-            before = raw.launches()
-            y = ops.ms_g3d(*inputs.values(), backend="emulated", window_size=1)
-            launches[name] = raw.launches() - before
-            assert error(y, exact) <= 2 * error(eager, exact) + 2.0**-21
-    finally:
-        raw.ms_g3d_set_cuda_plan("auto")
+    for name in ("auto", "1 frame of 24", "plain"):
+        raw.ms_g3d_set_cuda_plan(name)
+        found = _library.cuda_plan(sizes, dtype=torch.bfloat16, limits=limits, backend="emulated")
+        assert found["forced"] == (name != "auto")
+        assert name in (found["tile"], found["kernel"], "auto") or name in found["tile"]
+        before = raw.launches()
+        y = ops.ms_g3d(*inputs.values(), backend="emulated", window_size=1)
+        launches[name] = raw.launches() - before
+        assert error(y, exact) <= 2 * error(eager, exact) + 2.0**-21
     assert launches == {"auto": 2, "1 frame of 24": 2, "plain": 1}

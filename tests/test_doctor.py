@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import emulated
 import pytest
 import torch
 
@@ -49,13 +48,14 @@ def test_a_forced_plan_is_marked() -> None:
     assert text.count("multiply-adds: forced") == 2 * 15 * 3, "16 bits, tf32"
 
 
+@pytest.mark.usefixtures("emulated_backend")
 def test_self_test_on_the_emulator() -> None:
-    emulated.build()
     assert doctor.self_test("emulated", "cpu", TINY, NETWORK, frames=3, seconds=600).startswith(
         "passed, 11 of 11 checks in "
     )
 
 
+@pytest.mark.usefixtures("emulated_backend")
 def test_self_test_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.ms_g3d
 
@@ -64,11 +64,11 @@ def test_self_test_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         return y if backend == "reference" else y * 1.1
 
     monkeypatch.setattr(ops, "ms_g3d", wrong)
-    emulated.build()
     line = doctor.self_test("emulated", "cpu", TINY, NETWORK, frames=3, seconds=600)
     assert line.startswith("FAILED: y of C 3, O 16, (3, 1, 1), bfloat16 is off by ")
     assert line.endswith("please report it")
 
 
+@pytest.mark.usefixtures("emulated_backend")
 def test_self_test_ends_in_time() -> None:
     assert doctor.self_test("emulated", "cpu", TINY, NETWORK, frames=3, seconds=0) == "passed, 0 of 11 checks in 0 s"

@@ -2,12 +2,12 @@
 
 import copy
 import sys
-from collections.abc import Iterator
 
 import emulated
 import golden_files
 import pytest
 import torch
+from emulated import raw
 from networks import build
 from problems import LONG, MEDIUM, PROBLEMS, SMALL, Problem, gradients, reference_answer
 from test_golden_networks import CASES, eager_error, groups, scales
@@ -37,20 +37,7 @@ VALUES = [
     if problem.name not in LARGE or name in ("f32", "bf16")
 ]
 GOLDEN = [case for case in CASES if "mstcn" not in case.id]  # an MSTCN runs none of the kernels outside `fuse`
-raw = None
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _built() -> None:
-    global raw
-    emulated.build()
-    raw = ops.operators("emulated")
-
-
-@pytest.fixture(autouse=True)
-def _an_a100_again() -> Iterator[None]:
-    yield
-    raw.set_device(*emulated.DEVICES["A100"])
+pytestmark = pytest.mark.usefixtures("emulated_backend")
 
 
 def answer(inputs: dict[str, Tensor], problem: Problem) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 import copy
 import pickle
 from collections import Counter
-from collections.abc import Iterator
 
 import emulated
 import pytest
 import temporal_kernels
 import torch
+from emulated import raw
 from networks import MODELS, build, clips, in_double, scramble
 from test_inference import CHANGES
 from tolerance import assert_as_good_as_eager, error
@@ -26,21 +26,7 @@ SHORT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # and one unit of th
 SMALL = {name: MODELS[name] for name in ("coco", "remainder_widths", "narrow")}
 SMALL["authors"] = MODELS["authors"] | {"num_gcn_scales": 2, "num_g3d_scales": 3}
 WIDE = {"layout": "coco", "base_channels": 96, "num_gcn_scales": 2, "num_g3d_scales": 1, "num_person": 1}
-raw = None
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _built() -> None:
-    global raw
-    emulated.build()
-    raw = ops.operators("emulated")
-
-
-@pytest.fixture(autouse=True)
-def _an_a100_again() -> Iterator[None]:
-    yield
-    raw.set_device(*emulated.DEVICES["A100"])
-    raw.ms_g3d_set_cuda_plan("auto")
+pytestmark = pytest.mark.usefixtures("emulated_backend")
 
 
 def on_gpu(model: Recognizer, **options: object) -> FusedRecognizer:

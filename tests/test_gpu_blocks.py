@@ -2,11 +2,11 @@
 one, and the layers themselves wherever it steps aside."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import emulated
 import pytest
 import torch
+from emulated import raw
 from problems import PROBLEMS, Problem
 from test_emulated import TENSOR_CORES
 from test_fused_gpu import Recorder
@@ -14,7 +14,7 @@ from test_ops_torch import detached
 from tolerance import FLOOR, deviation, error
 from torch import Tensor, nn
 
-from msg3d_fast import gpu_blocks, ops
+from msg3d_fast import gpu_blocks
 from msg3d_fast.modules import STMSGCN
 from msg3d_fast.normalization import SyncBatchNorm
 
@@ -29,20 +29,7 @@ GATHERED = [
     Problem("few_channels_too_many_groups", N=1, C=3, O=432, K=1, V=5, T=9),
     Problem("128_nodes_a_warp", N=2, C=32, O=96, K=2, V=25, T=13, window_size=5),
 ]
-raw = None
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _built() -> None:
-    global raw
-    emulated.build()
-    raw = ops.operators("emulated")
-
-
-@pytest.fixture(autouse=True)
-def _an_a100_again() -> Iterator[None]:
-    yield
-    raw.set_device(*emulated.DEVICES["A100"])
+pytestmark = pytest.mark.usefixtures("emulated_backend")
 
 
 @pytest.mark.parametrize(

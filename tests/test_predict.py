@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import emulated
 import numpy as np
 import pytest
 import torch
@@ -77,9 +76,9 @@ def test_a_run_predicts_what_its_test_scored(run: Path, clips: Path, tmp_path: P
     assert (m.Predictor(run, stream="j")(val.clip(0)) != scores[0]).any()
 
 
+@pytest.mark.usefixtures("emulated_backend")
 def test_networks_are_folded_on_a_gpu_too(run: Path, clips: Path) -> None:
     """On the emulator; the second person of every clip is absent."""
-    emulated.build()
     model = m.load_checkpoint(run / "best.ckpt", backend="emulated")
     net = ready(model)
     assert isinstance(net, FusedRecognizer)

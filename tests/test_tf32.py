@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import backward_kernels as backward
-import emulated
 import emulator
 import forward_kernels as forward
 import pytest
 import torch
+from emulated import raw
 from forward_kernels import Shape
 from problems import Problem, gradients, reference_answer
 from test_backward_kernels import SHAPES as BACKWARD
@@ -49,12 +49,6 @@ def _as_torch_is_by_default() -> Iterator[None]:
     yield
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.fp32_precision = torch.backends.fp32_precision = "none"
-
-
-@pytest.fixture
-def raw() -> object:
-    emulated.build()
-    return ops.operators("emulated")
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +195,8 @@ def answer(problem: Problem, inputs: dict[str, Tensor] | None = None) -> dict[st
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-def test_tf32_where_torch_allows_it(raw: object, problem: Problem) -> None:
+@pytest.mark.usefixtures("emulated_backend")
+def test_tf32_where_torch_allows_it(problem: Problem) -> None:
     """Without leave everything is float32, to the bit; with it all but bias' gradient, a sum alone, is tf32."""
     default, exact = answer(problem), reference_answer(problem, torch.float64)
     eager = reference_answer(problem, torch.float32)
@@ -219,7 +214,8 @@ def test_tf32_where_torch_allows_it(raw: object, problem: Problem) -> None:
     assert all(torch.equal(tensor, default[name]) for name, tensor in answer(problem).items())
 
 
-def test_what_has_no_such_kernel_stays_float32(raw: object) -> None:
+@pytest.mark.usefixtures("emulated_backend")
+def test_what_has_no_such_kernel_stays_float32() -> None:
     default = answer(PLAIN)
     torch.backends.cuda.matmul.allow_tf32 = True
     assert all(torch.equal(tensor, default[name]) for name, tensor in answer(PLAIN).items())
@@ -254,7 +250,8 @@ def test_a_cpu_does_not_care() -> None:
     assert torch.equal(ops.ms_gcn(x, A, weight, bias), default)
 
 
-def test_compiled_code_follows_the_flag(raw: object) -> None:
+@pytest.mark.usefixtures("emulated_backend")
+def test_compiled_code_follows_the_flag() -> None:
     tensors = [tensor.detach() for tensor in PROBLEMS[0].inputs().values()]
 
     def run() -> Tensor:
@@ -269,7 +266,8 @@ def test_compiled_code_follows_the_flag(raw: object) -> None:
     assert torch.equal(compiled(), allowed)
 
 
-def test_opcheck_with_tf32(raw: object) -> None:
+@pytest.mark.usefixtures("emulated_backend")
+def test_opcheck_with_tf32() -> None:
     problem = Problem("small", N=1, C=12, O=16, K=2, V=5, T=3)
     torch.library.opcheck(raw.ms_g3d, (*problem.inputs().values(), *problem.window, True))
     x, A, weight, bias = (tensor.detach() for tensor in problem.inputs().values())
@@ -279,7 +277,8 @@ def test_opcheck_with_tf32(raw: object) -> None:
     torch.library.opcheck(raw.ms_g3d_backward_parameters, (gy, x, A, weight, *problem.window, *needs, True))
 
 
-def test_a_fused_network_follows_the_flag(raw: object) -> None:
+@pytest.mark.usefixtures("emulated_backend")
+def test_a_fused_network_follows_the_flag() -> None:
     """Weights are packed for either precision, and windows folded in the same kernel."""
     model = build(**SMALL["authors"] | {"base_channels": 24})
     x, fused = clips(model, 1, 6), on_gpu(model)
