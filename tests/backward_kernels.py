@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import emulator
 import numpy as np
+import shapes
 import torch
-from forward_kernels import to_tf32
+from forward_kernels import bits, to_tf32
 from tolerance import assert_as_good_as_eager, error
 
 from msg3d_fast import reference
@@ -30,44 +31,15 @@ GRADIENTS = ("x", "A", "weight")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of one call, and of the device that its plan is made for: few multiprocessors ask for large tiles."""
+class Shape(shapes.Shape):
+    """A backward call, by default on an A100."""
 
-    name: str
-    N: int
-    C: int
-    T: int
-    V: int
-    K: int
-    O: int  # noqa: E741
-    window: tuple[int, int, int] = (1, 1, 1)
-    shared_kb: int = 163
     multiprocessors: int = 108
-    tf32: bool = False  # float32 tensors; else of 16 bits
     expects: dict[str, int] = field(default_factory=dict, hash=False)  # of the plan, so that the name stays true
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        sizes = (self.N, self.C, self.T, self.V, self.K, self.O, *self.window)
-        return (*sizes, self.shared_kb, self.multiprocessors, self.tf32)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.tf32 else torch.bfloat16
-
-    @property
-    def nodes(self) -> int:
-        return self.window[0] * self.V
-
-    @property
-    def windows(self) -> int:
-        size, stride, dilation = self.window
-        return (self.T + 2 * ((size - 1) * dilation // 2) - dilation * (size - 1) - 1) // stride + 1
-
-    def macs(self, gradient: str) -> int:
-        """Multiply-adds that the gradient needs: frames are projected, windows aggregated, both once."""
-        project = self.N * self.T * self.V * self.C
-        return self.K * self.O * (project + self.N * self.windows * self.nodes**2)
+        return (*super().sizes, self.tf32)
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
         """x (N, C, T, V), A, weight and gy, rounded to dtype, in float64."""
@@ -111,12 +83,6 @@ def exact(shape: Shape, inputs: dict[str, torch.Tensor], dtype: torch.dtype = to
     leaves = [inputs[name].detach().clone().to(dtype).requires_grad_() for name in GRADIENTS]
     y = reference.ms_g3d(*leaves, None, *shape.window)
     return dict(zip(GRADIENTS, torch.autograd.grad(y, leaves, inputs["gy"].to(dtype)), strict=True))
-
-
-def bits(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
-    if dtype == torch.float32:
-        return tensor.to(dtype).contiguous().numpy()
-    return tensor.to(dtype).contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 def device_inputs(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, emulator.DeviceArray]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import emulator
 import forward_kernels as forward
 from emulator import Mutation
-from forward_kernels import Shape
-from test_cuda_forward import SHAPES
+from forward_shapes import SHAPES, Shape
 
 ELEMENTS = "csrc/kernels/ms_g3d/cuda/elements.h"
 FRAMES, WINDOWS, PROJECTION, FEW, WHOLE, AGGREGATION, HEADER, COLLAPSE, PACKING = (

@@ -1,10 +1,11 @@
-"""The tensor-core forward kernels on the emulator: named shapes, their runs, and what they are judged by."""
+"""The tensor-core forward kernels on the emulator: runs of them, and what they are judged by."""
 
 from dataclasses import dataclass
 
 import emulator
 import numpy as np
 import torch
+from forward_shapes import Shape
 from tolerance import deviation, error
 from torch.nn import functional as F
 
@@ -21,70 +22,6 @@ FIELDS = [
     *("weight_bytes", "adjacency_bytes", "collapse_bytes", "workspace_bytes", "moments_bytes", "clocks"),
 ]
 KERNELS = ("plain", "frames", "windows", "few_channels")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one call, and of the device that its plan is made for: few multiprocessors ask for large tiles."""
-
-    name: str
-    N: int
-    C: int
-    T: int
-    V: int
-    K: int
-    O: int  # noqa: E741
-    window: tuple[int, int, int] = (1, 1, 1)
-    out: int = 0  # channels of the collapse behind it
-    shared_kb: int = 163
-    multiprocessors: int = 1
-    tf32: bool = False  # float32 tensors; else of 16 bits
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        sizes = (self.N, self.C, self.T, self.V, self.K, self.O, *self.window)
-        return (*sizes, self.shared_kb, self.multiprocessors, self.out, self.tf32)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.tf32 else torch.bfloat16
-
-    @property
-    def nodes(self) -> int:
-        return self.window[0] * self.V
-
-    @property
-    def windows(self) -> int:
-        size, stride, dilation = self.window
-        return (self.T + 2 * ((size - 1) * dilation // 2) - dilation * (size - 1) - 1) // stride + 1
-
-    def macs(self) -> int:
-        """Multiply-adds that are needed if each frame is projected and each window aggregated once."""
-        project = self.N * self.T * self.V * self.C
-        return self.O * (
-            self.K * (project + self.N * self.windows * self.nodes**2) + self.N * self.windows * self.nodes * self.out
-        )
-
-    def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
-        """x (N, C, T, V) and all weights, rounded to dtype, in float64; "out" is what a collapse adds to."""
-        draw = torch.Generator().manual_seed(seed)
-
-        def normal(*sizes: int, scale: float = 1.0) -> torch.Tensor:
-            return (torch.randn(sizes, generator=draw) * scale).to(dtype).double()
-
-        tensors = {
-            "x": normal(self.N, self.C, self.T, self.V),
-            "A": normal(self.K, self.nodes, self.nodes, scale=self.nodes**-0.5),
-            "weight": normal(self.O, self.K, self.C, scale=(self.K * self.C) ** -0.5),
-            "bias": normal(self.O),
-        }
-        if self.out:
-            tensors["collapse_weight"] = normal(
-                self.out, self.O, self.window[0], scale=(self.O * self.window[0]) ** -0.5
-            )
-            tensors["collapse_bias"] = normal(self.out)
-            tensors["out"] = normal(self.N, self.out, self.windows, self.V)
-        return tensors
 
 
 def exact(

@@ -7,72 +7,13 @@ import forward_kernels as forward
 import numpy as np
 import pytest
 import torch
-from forward_kernels import Shape
+from forward_shapes import COLLAPSE, FEW_CHANNELS, FRAMES, SHAPES, TYPICAL, WINDOWS, Shape
 
-# Each stands for a path through plan and kernel; the comment says which. Few frames keep them quick: large tiles come
-# from the single multiprocessor that their plan is made for.
-FRAMES = [
-    Shape("frames_17", 1, 96, 13, 17, 2, 96),  # three frames a warp, a ragged second block
-    Shape("frames_25", 1, 96, 17, 25, 2, 96),  # two frames a warp
-    Shape("frames_18", 2, 32, 7, 18, 3, 48),  # a pack that crosses clips
-    Shape("frames_28", 1, 16, 5, 28, 1, 48),
-    Shape("joints_5", 2, 24, 3, 5, 2, 50),  # C and O no multiples of 16
-    Shape("joints_21", 1, 48, 5, 21, 2, 96),
-    Shape("joints_31", 1, 40, 3, 31, 2, 34),
-    Shape("joints_48", 1, 32, 3, 48, 1, 48),
-    Shape("joints_64", 1, 64, 2, 64, 1, 96),
-    Shape("frames_wide", 1, 192, 5, 25, 2, 192),
-    Shape("frames_wide_99", 1, 192, 5, 25, 2, 192, shared_kb=99),  # weights in chunks
-    Shape("frames_slices", 1, 32, 3, 17, 2, 500),  # slices of output channels in turn
-    Shape("frames_small", 2, 32, 3, 25, 2, 96, multiprocessors=108),  # one frame a block
-]
-WINDOWS = [
-    Shape("windows_17_3", 1, 96, 9, 17, 2, 96, (3, 1, 1)),  # a ragged last block
-    Shape("windows_25_3", 1, 96, 9, 25, 2, 96, (3, 1, 1)),  # wide projection units
-    Shape("windows_17_5", 1, 32, 9, 17, 2, 96, (5, 1, 1)),
-    Shape("windows_25_5", 1, 32, 13, 25, 2, 96, (5, 1, 1)),  # slices in turn
-    Shape("windows_25_7", 1, 32, 5, 25, 1, 48, (7, 1, 1)),  # nodes in two parts
-    Shape("windows_25_5_stride", 1, 32, 9, 25, 2, 96, (5, 2, 1)),  # the tile of 64 nodes, twice
-    Shape("windows_64_3", 1, 16, 3, 64, 1, 48, (3, 1, 1)),
-    Shape("windows_stride", 2, 48, 7, 17, 2, 96, (3, 2, 1)),
-    Shape("windows_dilated", 1, 32, 8, 25, 2, 96, (3, 1, 2)),
-    Shape("windows_both", 1, 16, 9, 20, 2, 50, (5, 2, 2)),  # frames that no window reads are not loaded
-    Shape("windows_coprime", 1, 24, 11, 9, 2, 48, (3, 3, 2)),
-    Shape("windows_streamed", 1, 192, 9, 25, 1, 192, (5, 2, 1), shared_kb=99),  # W and A in chunks
-    Shape("windows_columns", 1, 192, 9, 25, 1, 192, (5, 2, 1)),  # W in chunks of output channels
-    Shape("windows_even", 1, 16, 5, 6, 2, 16, (2, 1, 1)),
-    Shape("windows_short", 2, 16, 1, 17, 2, 48, (5, 1, 1)),  # a clip shorter than its window
-    Shape("windows_of_one", 1, 16, 7, 17, 2, 48, (1, 2, 1)),
-    Shape("windows_small", 2, 32, 4, 25, 2, 96, (3, 1, 1), multiprocessors=108),
-]
-FEW_CHANNELS = [
-    Shape("few_frames_25", 2, 3, 9, 25, 13, 96),
-    Shape("few_windows_17", 1, 3, 9, 17, 6, 96, (3, 1, 1)),
-    Shape("few_windows_25", 1, 3, 7, 25, 6, 96, (5, 2, 1)),
-    Shape("few_5", 1, 5, 5, 6, 3, 34, (3, 1, 3)),  # 24 columns are no multiple of C
-    Shape("few_8", 1, 8, 4, 64, 2, 48),
-    Shape("few_1", 1, 1, 3, 1, 1, 2),
-]
-COLLAPSE = [
-    Shape("collapse_17_3", 1, 32, 9, 17, 2, 96, (3, 1, 1), 96),
-    Shape("collapse_17_two", 1, 32, 12, 17, 2, 96, (3, 1, 1), 96),  # two windows a warp
-    Shape("collapse_25_3", 1, 32, 9, 25, 2, 144, (3, 1, 1), 240),  # two slices at once, outputs in passes
-    Shape("collapse_in_turn", 1, 16, 2, 48, 1, 144, (5, 1, 1), 48, shared_kb=99),  # slices add up in memory
-    Shape("collapse_25_5", 1, 32, 5, 25, 1, 96, (5, 2, 1), 50),
-    Shape("collapse_48", 1, 16, 3, 48, 1, 48, (3, 1, 1), 32),  # more than 32 joints
-    Shape("collapse_few", 1, 3, 11, 25, 6, 96, (3, 1, 1), 96),  # two tiles of rows a warp, a ragged second block
-    Shape("collapse_few_17", 2, 3, 5, 17, 6, 48, (5, 1, 1), 102),  # outputs in two passes, no multiple of four
-]
-SHAPES = [*FRAMES, *WINDOWS, *FEW_CHANNELS, *COLLAPSE]
 EXPECTED_KERNEL = {
     **{shape.name: "frames" for shape in FRAMES},
     **{shape.name: "windows" for shape in WINDOWS},
     **{shape.name: "few_channels" for shape in FEW_CHANNELS},
 }
-# One of each kernel and tile, for what need not be asked of all.
-TYPICAL = [next(shape for shape in SHAPES if shape.name == name) for name in ("frames_17", "frames_25", "windows_17_3")]
-TYPICAL += [next(shape for shape in SHAPES if shape.name == name) for name in ("windows_25_5", "few_windows_17")]
-TYPICAL += [next(shape for shape in SHAPES if shape.name == name) for name in ("collapse_25_3", "collapse_few")]
 
 
 def named(shapes: list[Shape]) -> pytest.MarkDecorator:

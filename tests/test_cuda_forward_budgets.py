@@ -15,7 +15,7 @@ import forward_kernels as forward
 import pytest
 import torch
 from emulator.build import Tree, ptx_of
-from forward_kernels import Shape
+from forward_shapes import Shape
 from kernel_resources import resources
 
 pytestmark = pytest.mark.skipif(emulator.find_nvcc() is None, reason="route P needs nvcc")
@@ -29,17 +29,17 @@ LAYERS = [
 ]
 DILATED = Shape("dilated", 1, 96, 48, 25, 6, 96, (3, 1, 2))
 COLLAPSED = [
-    Shape(f"collapsed_{V}_{window}_{stride}", 1, 96, 32 * stride, V, 6, 96, (window, stride, 1), 192)
+    Shape(f"collapsed_{V}_{window}_{stride}", 1, 96, 32 * stride, V, 6, 96, (window, stride, 1), out=192)
     for V in (17, 25)
     for window, stride in ((3, 2), (5, 2))
 ]
 COLLAPSED_192 = [
-    Shape(f"collapsed_192_{V}_{window}", 1, 192, 64, V, 6, 192, (window, 2, 1), 384)
+    Shape(f"collapsed_192_{V}_{window}", 1, 192, 64, V, 6, 192, (window, 2, 1), out=384)
     for V in (17, 25)
     for window in (3, 5)
 ]
 COLLAPSED_FIRST = [
-    Shape(f"collapsed_first_{V}_{window}", 1, 3, 60, V, 6, 96, (window, 1, 1), 96)
+    Shape(f"collapsed_first_{V}_{window}", 1, 3, 60, V, 6, 96, (window, 1, 1), out=96)
     for V in (17, 25)
     for window in (3, 5)
 ]

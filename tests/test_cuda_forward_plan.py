@@ -5,7 +5,7 @@ from dataclasses import replace
 import emulator
 import forward_kernels as forward
 import pytest
-from forward_kernels import Shape
+from forward_shapes import Shape
 
 # The network's layers behind its first stage, for two persons of one clip.
 NETWORK = [

@@ -9,10 +9,10 @@ import forward_kernels as forward
 import pytest
 import torch
 from emulated import raw
-from forward_kernels import Shape
+from forward_shapes import SHAPES, Shape
 from problems import Problem, gradients, reference_answer
 from test_backward_kernels import SHAPES as BACKWARD
-from test_cuda_forward import EXPECTED_KERNEL, SHAPES
+from test_cuda_forward import EXPECTED_KERNEL
 from test_fused_gpu import SMALL, Recorder, on_gpu
 from test_inference import build, clips
 from tolerance import FLOOR, error
