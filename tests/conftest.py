@@ -5,6 +5,7 @@ And fixtures that several files ask for.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Processes share the cores: where each has a thread for every core, threads that wait keep those that work from them,
@@ -16,6 +17,7 @@ if workers > 1:
 import emulated  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tiny import write_clips  # noqa: E402
 
 from msg3d_fast import ops  # noqa: E402
 
@@ -36,3 +38,9 @@ def emulated_backend() -> Iterator[None]:
     yield
     emulated.raw.set_device(*emulated.DEVICES["A100"])
     emulated.raw.ms_g3d_set_cuda_plan("auto")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ragged .npz of `tiny`'s clips."""
+    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")

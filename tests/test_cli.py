@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT, fails, settings, start, write_clips
+from tiny import ROOT, fails, settings, start
 
 from msg3d_fast import _library, cli
 from msg3d_fast.checkpoint import load_checkpoint, load_file
@@ -23,11 +23,6 @@ from msg3d_fast.errors import UserError
 
 VERBS = ["quickstart", "train", "test", "predict", "ensemble", "reproduce", "export", "flops", "bench"]
 VERBS += ["view", "prepare", "checkpoint", "doctor"]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
 
 
 @pytest.fixture(scope="module")

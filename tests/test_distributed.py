@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT, assert_same_run, config, settings, write_clips
+from tiny import ROOT, assert_same_run, config, settings
 
 from msg3d_fast import training
 from msg3d_fast.checkpoint import load_file
@@ -53,11 +53,6 @@ def environment(**more: str) -> dict[str, str]:
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*TWO, *command], cwd=ROOT, env=environment(), capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
 
 
 @pytest.mark.parametrize("sync", [False, pytest.param(True, marks=pytest.mark.distributed)], ids=["frozen", "sync_bn"])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import assert_same_run, config, write_clips
+from tiny import assert_same_run, config
 
 from msg3d_fast import training
 from msg3d_fast.checkpoint import load_file
@@ -17,11 +17,6 @@ from msg3d_fast.errors import UserError
 from msg3d_fast.run_folder import RunFolder
 
 SHORT = ("--train.save_every=1", "--train.repeat=1", "--test.num_clips=1")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
 
 
 @pytest.fixture(scope="module")

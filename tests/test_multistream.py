@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import assert_same_run, fails, settings, write_clips
+from tiny import assert_same_run, fails, settings
 
 from msg3d_fast import distributed, multistream
 from msg3d_fast.cli import main
@@ -13,11 +13,6 @@ from msg3d_fast.errors import UserError
 from msg3d_fast.multistream import parse_streams, train_streams
 
 SHORT = ("--train.epochs=1", "--train.repeat=1", "--test.num_clips=1")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
 
 
 @pytest.fixture(scope="module")

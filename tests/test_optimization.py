@@ -18,11 +18,6 @@ from msg3d_fast.training import Trainer
 STEP = np.arange(8)
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
-
-
 def trainer(clips: Path, folder: Path, *more: str) -> Trainer:
     with RunFolder(folder) as run:
         return Trainer(config(clips, "--model.tcn_dropout=0", *more), run, torch.device("cpu"))

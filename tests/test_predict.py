@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clip_sets import annotations, npz_arrays, small, write_pickle
-from tiny import fails, settings, write_clips
+from tiny import fails, settings
 
 import msg3d_fast as m
 from msg3d_fast import cli, preprocessing
@@ -22,11 +22,6 @@ from msg3d_fast.errors import UserError
 from msg3d_fast.evaluation import predict_scores, ready
 from msg3d_fast.inference import FusedRecognizer
 from msg3d_fast.predict import Segment
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("data") / "clips.npz")
 
 
 @pytest.fixture(scope="module")
