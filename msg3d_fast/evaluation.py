@@ -118,15 +118,16 @@ def scores_of(logits: Sequence[Tensor], num_clips: int, average: str, several: b
     return averaged if average == "prob" else probabilities(averaged, several)
 
 
+@torch.inference_mode()
 def predict_scores(
     model: Recognizer,
     pipeline: Pipeline,
     batch_size: int = 32,
     *,
     average: str = "prob",
-    title: str = "testing",
+    features: bool = False,
     quiet: bool = False,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Class probabilities of every sample, each computed once, by one process or shared out over several.
 
     Args:
@@ -135,65 +136,35 @@ def predict_scores(
         pipeline: in test mode; the clips of a sample are averaged.
         batch_size: most clips per forward pass; does not change the result.
         average: "prob" or "score" as in `average_clips`; the mean of the logits becomes `probabilities` here.
-        title: what the progress lines say.
+        features: whether what the scores come from is wanted, too, of the same pass.
         quiet: no progress lines.
 
     Returns:
-        float64 (N, classes), the same on every process.
+        float64 (N, classes), the same on every process; and None, or float64 (N, 4*base_channels):
+        `Recognizer.features`, averaged over the clips of each sample. `cls_head.fc` of them is the mean of the clips'
+        logits.
     """
-    return _predict(model, pipeline, batch_size, average, title, quiet)[0]
-
-
-def predict_features(
-    model: Recognizer,
-    pipeline: Pipeline,
-    batch_size: int = 32,
-    *,
-    average: str = "prob",
-    title: str = "testing",
-    quiet: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities as `predict_scores` gives them, and from the same pass the features that they come from.
-
-    Returns:
-        float64 (N, classes), and float64 (N, 4*base_channels): `Recognizer.features`, averaged over the clips of each
-        sample. `cls_head.fc` of them is the mean of the clips' logits.
-    """
-    return _predict(model, pipeline, batch_size, average, title, quiet, model.cls_head.fc.in_features)
-
-
-@torch.inference_mode()
-def _predict(
-    model: Recognizer,
-    pipeline: Pipeline,
-    batch_size: int,
-    average: str,
-    title: str,
-    quiet: bool,
-    num_features: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, classes) and features (N, num_features)."""
     device, was_training = next(model.parameters()).device, model.training
     net = ready(model)
-    number = len(pipeline)
-    scores, features = np.zeros((number, model.cls_head.fc.out_features)), np.zeros((number, num_features))
+    number, head = len(pipeline), model.cls_head.fc
+    scores, pooled = np.zeros((number, head.out_features)), np.zeros((number, head.in_features if features else 0))
     own = np.arange(number)[distributed.rank() :: distributed.world_size()]
     samples, several = max(1, batch_size // pipeline.num_clips), pipeline.clipset.multi_label
-    with Progress(title, len(own), quiet=quiet or distributed.rank() > 0) as progress:
+    with Progress("testing", len(own), quiet=quiet or distributed.rank() > 0) as progress:
         for start in range(0, len(own), samples):
             part = own[start : start + samples]
             x, _ = pipeline.batch(part, 0)  # (n, clips, M, T, V, C)
             pieces = [piece.to(device) for piece in x.flatten(0, 1).split(batch_size)]
-            if num_features:
+            if features:
                 pieces = [net.features(piece) for piece in pieces]
-                pooled = torch.cat(pieces).double().cpu().unflatten(0, (len(part), -1))
-                features[part] = pooled.mean(1).numpy()
-            head = model.cls_head.fc if num_features else net
-            scores[part] = scores_of([head(piece) for piece in pieces], pipeline.num_clips, average, several)
+                pooled[part] = torch.cat(pieces).double().cpu().unflatten(0, (len(part), -1)).mean(1).numpy()
+            logits = [(head if features else net)(piece) for piece in pieces]
+            scores[part] = scores_of(logits, pipeline.num_clips, average, several)
             progress.advance(len(part))
     model.train(was_training)
-    both = distributed.total(torch.from_numpy(np.concatenate([scores, features], 1)).to(device)).cpu().numpy()
-    return both[:, : scores.shape[1]], both[:, scores.shape[1] :]
+    both = distributed.total(torch.from_numpy(np.concatenate([scores, pooled], 1)).to(device)).cpu().numpy()
+    scores, pooled = np.split(both, [head.out_features], axis=1)
+    return scores, pooled if features else None
 
 
 def metrics_of(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -326,11 +297,8 @@ def report(
         config: clips, batch size and averaging.
         features: write features.npz, too.
     """
-    start, pooled = time.monotonic(), None
-    if features:
-        scores, pooled = predict_features(model, pipeline, config.batch_size, average=config.average)
-    else:
-        scores = predict_scores(model, pipeline, config.batch_size, average=config.average)
+    start = time.monotonic()
+    scores, pooled = predict_scores(model, pipeline, config.batch_size, average=config.average, features=features)
     clips = pipeline.clipset
     labels = np.asarray(clips.label, np.int64)
     metrics = {

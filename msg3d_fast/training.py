@@ -193,9 +193,8 @@ class Trainer:
         best = None
         if self.validation is not None:
             tested, size = self.descent.tested, self.config.test.batch_size
-            metrics = evaluation.metrics_of(
-                evaluation.predict_scores(tested, self.validation, size, quiet=True), self.validation.clipset.label
-            )
+            scores, _ = evaluation.predict_scores(tested, self.validation, size, quiet=True)
+            metrics = evaluation.metrics_of(scores, self.validation.clipset.label)
             row |= {f"val_{key}": value for key, value in metrics.items()}
             best = next(iter(metrics.values()))
         row["seconds"] = round(time.monotonic() - started, 2)

@@ -104,7 +104,7 @@ def test_poses_are_rounded_as_the_training_store_was(tmp_path: Path) -> None:
     model = network(dtype="float16", semantics="mmaction2")
     predictor = m.Predictor(model)
     pipeline = predictor.preprocessing.pipeline(store, 2)
-    expected = predict_scores(model, pipeline, quiet=True)
+    expected, _ = predict_scores(model, pipeline, quiet=True)
     assert (predictor([pose.astype(np.float64) for pose in poses_of(clips)]) == expected).all()
 
 
