@@ -369,7 +369,7 @@ inline ForwardPlan fastest(const Problem& p, const Device& device, int bytes, in
       const FramePack& pack = kFramePacks[tile];
       if (p.V < pack.v_least || p.V > pack.v_most) continue;
       for (int groups : {1, 2, 4, 8}) {
-        for (int sets : {1, 2, 4}) {
+        for (int sets = 1; sets <= kMostSets; sets *= 2) {
           for (int chunks : {1, 2, 4, 8}) {
             if (too_wide(groups) || groups * sets > kMostWarps || chunks > ceil_div(p.C * bytes, kStepBytes)) continue;
             choice.consider(frames_plan(p, device, bytes, tile, groups, sets, chunks),

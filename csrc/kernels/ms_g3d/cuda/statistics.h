@@ -20,10 +20,7 @@ struct PartRows {
   int values;  // that a row stands for
 
   SIMT_HOST_DEVICE int parts() const { return (all + units - 1) / units; }
-  SIMT_HOST_DEVICE int before(int unit) const {
-    const int rest = unit % per_group * step;
-    return unit / per_group * rows + (rest < rows ? rest : rows);
-  }
+  SIMT_HOST_DEVICE int before(int unit) const { return unit / per_group * rows + unit % per_group * step; }
   SIMT_HOST_DEVICE int count(int part) const {
     const int first = part * units, last = first + units < all ? first + units : all;
     return (before(last) - before(first)) * values;

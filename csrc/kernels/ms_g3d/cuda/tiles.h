@@ -24,6 +24,7 @@ constexpr int kCollapseColumns = 48;      // the same with the collapse behind i
 constexpr int kCollapseTiles = 8;         // of eight rows of its output that a warp makes behind the windows kernel
 constexpr int kFewOutputs = 96;           // output channels of that collapse which a warp makes at once
 constexpr int kMostWarps = 8;             // of a block: leaves 255 registers to a thread
+constexpr int kMostSets = 4;              // of packs of frames, of a block
 constexpr int kStepBytes = 32;            // of a row, that one product sums over: 16 values of 16 bits, 8 of tf32
 constexpr int kFragmentBytes = 128;       // one register of a warp: an 8 x 8 matrix of 16-bit values
 constexpr int kMomentBytes = kGroup * 8;  // of a warp's channels: mean and squared deviations, see statistics.h

@@ -248,7 +248,8 @@ void frames_kernel(ForwardCall call) {
       const int slice = block_y() * call.slices_per_block + scale / call.K;
       const int l = opaque(lane), v = l % 4 * 2;
       const int o = (slice * call.groups + group) * kGroup + l / 4 * 2;
-      if (call.moments) {  // over the weights that have been used
+      if (call.moments) {  // over the weights that have been used: of every group one step or more
+        static_assert(kStepBytes * kGroup >= kMostSets * kMomentBytes, "a step has room for a group's warps, its sets");
         const auto frames_of = [&](int w) { return at_most(P::kFrames, frames - w / call.groups * P::kFrames); };
         const int mine = frames_of(warp), used = call.weight_at + (stage + 1) % 2 * call.weight_chunk_bytes;
         const auto real = [&](int f, int joint) { return f < mine && joint < call.V; };
