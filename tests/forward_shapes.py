@@ -88,6 +88,7 @@ FEW_CHANNELS = [
     Shape("few_5", 1, 5, 5, 6, 3, 34, (3, 1, 3)),  # 24 columns are no multiple of C
     Shape("few_8", 1, 8, 4, 64, 2, 48),
     Shape("few_1", 1, 1, 3, 1, 1, 2),
+    Shape("few_slices", 1, 3, 9, 5, 2, 432),  # more than 48 output channels for each of eight warps
 ]
 COLLAPSE = [
     Shape("collapse_17_3", 1, 32, 9, 17, 2, 96, (3, 1, 1), out=96),

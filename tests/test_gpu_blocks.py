@@ -18,7 +18,7 @@ from msg3d_fast import gpu_blocks
 from msg3d_fast.modules import STMSGCN
 from msg3d_fast.normalization import SyncBatchNorm
 
-# Every kernel that gathers, its ragged edges, and how warps share what it gathers; the last two read y once more.
+# Every kernel that gathers, its ragged edges, and how warps share what it gathers.
 GATHERED = [
     *(problem for problem in PROBLEMS if problem.name in ("tiny", "odd_T", "one_joint", "ragged_panels")),
     *TENSOR_CORES,
@@ -26,7 +26,7 @@ GATHERED = [
     Problem("nodes_in_two_parts", N=2, C=32, O=48, K=1, V=25, T=5, window_size=7),
     Problem("few_channels", N=2, C=3, O=96, K=3, V=17, T=9, window_size=3),
     Problem("few_channels_idle_warps", N=2, C=3, O=144, K=3, V=17, T=9, window_size=3),
-    Problem("few_channels_too_many_groups", N=1, C=3, O=432, K=1, V=5, T=9),
+    Problem("few_channels_in_slices", N=1, C=3, O=432, K=1, V=5, T=9),
     Problem("128_nodes_a_warp", N=2, C=32, O=96, K=2, V=25, T=13, window_size=5),
 ]
 pytestmark = pytest.mark.usefixtures("emulated_backend")

@@ -211,16 +211,11 @@ std::tuple<Tensor, Tensor> ms_g3d_statistics(const Tensor& x, const Tensor& A, c
              "the forward pass");
     return {y, moments.merged(x, device.stream())};
   }
-  const bool gathers = ms_g3d::cuda::gathers_statistics(plan);
-  const Moments moments(x, gathers ? ms_g3d::cuda::part_rows(p, plan) : ms_g3d::plain::rows_of_y(p), p.O);
+  const Moments moments(x, ms_g3d::cuda::part_rows(p, plan), p.O);
   const PackedWeights weights(x, plan, std::nullopt, 0);
   launched(weights.forward(p, type, plan, pointers(dense_x, A, weight, bias_data), false, y.mutable_data_ptr(),
-                           device.stream(), nullptr, gathers ? moments.get() : nullptr),
+                           device.stream(), nullptr, moments.get()),
            "the forward pass");
-  if (!gathers) {
-    launched(ms_g3d::plain::moments_of_y(p, type_of(x), y.const_data_ptr(), moments.get(), device.stream()),
-             "the statistics of y");
-  }
   return {y, moments.merged(x, device.stream())};
 }
 

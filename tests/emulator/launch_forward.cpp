@@ -23,10 +23,6 @@ cuda::ForwardPlan plan_for(const Sizes& s, int64_t shared_kb, int64_t multiproce
   return cuda::plan_forward(s.problem(), type_of(tf32, 0), device, out_channels);
 }
 
-PartRows rows_of(const Problem& p, const cuda::ForwardPlan& plan) {
-  return cuda::gathers_statistics(plan) ? cuda::part_rows(p, plan) : plain::rows_of_y(p);
-}
-
 }  // namespace
 
 extern "C" {
@@ -37,7 +33,8 @@ int forward_plan(int64_t* out, int64_t N, int64_t C, int64_t T, int64_t V, int64
   const Sizes s{N, C, T, V, K, O, window, stride, dilation};
   const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
   const bool runs = plan.kernel != cuda::Kernel::kPlain;
-  const int64_t moments_bytes = runs ? plain::moments_bytes(rows_of(s.problem(), plan), O, type_of(tf32, 0)) : 0;
+  const int64_t moments_bytes =
+      runs ? plain::moments_bytes(cuda::part_rows(s.problem(), plan), O, type_of(tf32, 0)) : 0;
   const int64_t values[] = {static_cast<int64_t>(plan.kernel),
                             plan.tile,
                             plan.warps,
@@ -93,12 +90,9 @@ int forward_run(const void* x, const void* A, const void* A_res, const void* wei
   const Problem p = s.problem();
   const cuda::Type type = type_of(tf32, half);
   const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
-  const bool gathers = cuda::gathers_statistics(plan);
-  int status = cuda::forward(p, type, plan, in, relu != 0, y, workspace, nullptr, out_channels ? &collapse : nullptr,
-                             gathers ? moments : nullptr);
+  const int status =
+      cuda::forward(p, type, plan, in, relu != 0, y, workspace, nullptr, out_channels ? &collapse : nullptr, moments);
   if (status || !statistics) return status;
-  if (!gathers) status = plain::moments_of_y(p, tf32 ? cuda::Type::kFloat32 : type, y, moments, nullptr);
-  if (status) return status;
-  return plain::merge_statistics(rows_of(p, plan), O, type, moments, statistics, nullptr);
+  return plain::merge_statistics(cuda::part_rows(p, plan), O, type, moments, statistics, nullptr);
 }
 }

@@ -245,33 +245,38 @@ inline int64_t few_chunks(const Problem& p, int bytes) {
   return bytes == 2 ? ceil_div(p.K * p.C, 8) : 2 * ceil_div(p.K * p.C, 8);
 }
 
-// Aggregate first, for C <= 8. One slice holds all output channels; `channel_steps` are steps of K*C.
+// Aggregate first, for C <= 8; `channel_steps` are steps of K*C. A slice has no more groups of channels than the block
+// has warps, each of which may then keep to one; with the collapse it has all.
 inline ForwardPlan few_channels_plan(const Problem& p, const Device& device, int bytes, int windows,
                                      int64_t out_channels) {
   ForwardPlan plan{};
-  plan.kernel = Kernel::kFewChannels, plan.parts = plan.frame_step = plan.slices = plan.slices_per_block = 1;
+  plan.kernel = Kernel::kFewChannels, plan.parts = plan.frame_step = plan.slices_per_block = 1;
   plan.warps = kMostWarps, plan.windows = windows, plan.element_bytes = bytes;
-  plan.groups = static_cast<int>(ceil_div(p.O, kGroup));
+  const int64_t all_groups = ceil_div(p.O, kGroup);
+  plan.slices = out_channels > 0 ? 1 : static_cast<int>(ceil_div(all_groups, plan.warps));
+  plan.groups = static_cast<int>(ceil_div(all_groups, plan.slices));
   plan.channel_steps = static_cast<int>(ceil_div(p.K * p.C * bytes, kStepBytes));
   plan.weight_steps = plan.channel_steps;
-  plan.weight_bytes = plan.channel_steps * kStepBytes * plan.slice();
+  const int64_t slice_bytes = plan.channel_steps * kStepBytes * plan.slice();  // of W
+  plan.weight_bytes = plan.slices * slice_bytes;
   const int64_t steps = ceil_div(p.nodes() * bytes, kStepBytes), row_tiles = ceil_div(p.nodes() * p.K, 16);
   const int64_t rows = windows * p.nodes(), chunks = few_chunks(p, bytes), h_steps = ceil_div(chunks, 2);
   plan.adjacency_bytes = row_tiles * steps * 512;
   const int64_t columns = out_channels > 0 ? ceil_div(windows * p.C, 16) * 16 : kFewColumns;
   plan.z_at = static_cast<int>(columns * steps * kStepBytes);
   plan.weight_at = static_cast<int>(plan.z_at + rows * chunks * 16);
-  plan.shared_bytes = std::max(static_cast<int>(plan.weight_at + plan.weight_bytes), plan.warps * kMomentBytes);
-  plan.blocks = p.N * ceil_div(p.windows(), windows);
+  plan.shared_bytes = std::max(static_cast<int>(plan.weight_at + slice_bytes), plan.warps * kMomentBytes);
+  plan.blocks = p.N * ceil_div(p.windows(), windows) * plan.slices;
   const int64_t height = out_channels > 0 ? 2 : 1;  // m16 tiles that a warp aggregates at once
   const Interval aggregate{busiest(ceil_div(row_tiles, height), kMostWarps) * height * steps * columns / 8,
                            ceil_div(row_tiles, height) * steps * columns / 4 + row_tiles * columns + rows * chunks / 8};
-  int64_t clocks = aggregate.clocks(), all_bytes = plan.adjacency_bytes + plan.weight_bytes;
+  int64_t clocks = aggregate.clocks(), all_bytes = plan.adjacency_bytes + slice_bytes;
   if (out_channels == 0) {
     const int64_t units = ceil_div(rows, 32) * plan.groups;
-    all_bytes += rows * p.O * bytes;
+    const int64_t y_bytes = rows * std::min<int64_t>(p.O, plan.slice()) * bytes;
+    all_bytes += y_bytes;
     clocks += Interval{busiest(units, kMostWarps) * 12 * h_steps, units * 20 * h_steps}.clocks();
-    clocks += rows * p.O * bytes / 12;  // to memory, which takes longer than both products
+    clocks += y_bytes / 12;  // to memory, which takes longer than both products
   } else {
     const int64_t passes = ceil_div(out_channels, kFewOutputs), item_bytes = plan.slice() * kFewOutputs * bytes;
     plan.out_channels = static_cast<int>(out_channels);

@@ -29,12 +29,6 @@ struct PartRows {
 
 namespace cuda {
 
-// Else y is read once more. A warp of the kernel for few channels keeps to 48 output channels.
-inline bool gathers_statistics(const ForwardPlan& plan) {
-  if (plan.kernel == Kernel::kWindows) return kWindowTiles[plan.tile].gathers_statistics();
-  return plan.kernel != Kernel::kFewChannels || plan.groups <= plan.warps;
-}
-
 inline PartRows part_rows(const Problem& p, const ForwardPlan& plan) {
   const bool frames = plan.kernel == Kernel::kFrames;  // which are blocks' whatever clip they are of
   const int64_t groups = frames ? 1 : p.N, rows = frames ? p.N * p.T : p.windows();
@@ -51,17 +45,6 @@ namespace plain {
 inline int64_t moments_bytes(const PartRows& rows, int64_t O, cuda::Type type) {
   return ceil_div(O, 4) * rows.parts() * 8 * (type == cuda::Type::kFloat64 ? 8 : 4);
 }
-
-// Of parts that are runs of rows of y, whatever window they are of.
-inline PartRows rows_of_y(const Problem& p) {
-  constexpr int kRowsOfPart = 256;
-  const int rows = static_cast<int>(p.N * p.windows() * p.nodes());
-  const int parts = (rows + kRowsOfPart - 1) / kRowsOfPart;
-  return {1, parts, parts, kRowsOfPart, rows, 1};
-}
-
-// Leaves the moments of those parts of y, for a forward pass that did not gather them.
-int moments_of_y(const Problem& p, cuda::Type type, const void* y, void* moments, void* stream);
 
 // statistics (2, O), of the type of the parts: means, then variances (the mean of squared deviations).
 int merge_statistics(const PartRows& rows, int64_t O, cuda::Type type, const void* moments, void* statistics,

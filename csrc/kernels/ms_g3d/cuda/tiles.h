@@ -47,7 +47,6 @@ constexpr FramePack kFramePacks[] = {
 struct WindowTile {
   const char* name;
   int node_tiles, windows, wide_tiles;
-  constexpr bool gathers_statistics() const { return node_tiles < 16; }  // which leave no register for it
 };
 constexpr WindowTile kWindowTiles[] = {
     {"48 nodes", 6, 1, 3},  {"56 nodes", 7, 1, 3},  {"56 nodes, 2 windows", 7, 2, 0}, {"64 nodes", 8, 1, 3},

@@ -5,7 +5,7 @@
 //     1  H[(f,r), (k,c)] = sum_j A[k,r,j] x_f[j,c]           few_channels.h
 //     2  y^T[o, (f,r)] = sum_{k,c} weight[o,(k,c)] H[(f,r), (k,c)]
 //
-// A block owns kFewColumns / C windows f.
+// A block owns kFewColumns / C windows f and a slice of output channels, no more 48s of them than it has warps.
 #include "few_channels.h"
 #include "moments.h"
 
@@ -24,7 +24,9 @@ void few_channels_kernel(ForwardCall call) {
   const int clip = block_x() / tiles, first_window = block_x() % tiles * call.tile_windows;
   const int windows = call.windows - first_window < call.tile_windows ? call.windows - first_window : call.tile_windows;
 
-  fetch(shared_at + weight_at, call.weight, call.slices * call.channel_steps * call.groups * 3 * 512, call.warps * 32);
+  const int slice = block_y(), groups = call.groups, weight_bytes = call.channel_steps * groups * 3 * 512;
+  fetch(shared_at + weight_at, static_cast<const char*>(call.weight) + static_cast<int64_t>(slice) * weight_bytes,
+        weight_bytes, call.warps * 32);
   cp_async_commit();
   stage_x<T>(call, kFewColumns, clip, first_window, windows);
   block_barrier();
@@ -33,21 +35,20 @@ void few_channels_kernel(ForwardCall call) {
   block_barrier();  // H is complete and W has landed
 
   const int rows = windows * call.nodes, row_units = (rows + 8 * kRowTiles - 1) / (8 * kRowTiles);
-  const int all_groups = call.slices * call.groups, lane = lane_index(), g = lane / 4, t = lane % 4;
+  const int lane = lane_index(), g = lane / 4, t = lane % 4;
   // For statistics a warp keeps to one group, and merges those of its units as it goes.
-  const int sets = call.moments ? call.warps / all_groups : 0, step = call.moments ? sets * all_groups : call.warps;
+  const int sets = call.warps / groups, step = call.moments ? sets * groups : call.warps;
   PairOfMoments kept[3] = {};
   int kept_rows = 0;
 #pragma unroll 1
-  for (int unit = warp_index() < step ? warp_index() : row_units * all_groups; unit < row_units * all_groups;
-       unit += step) {
-    const int group = unit % all_groups, row = unit / all_groups * 8 * kRowTiles;
+  for (int unit = warp_index() < step ? warp_index() : row_units * groups; unit < row_units * groups; unit += step) {
+    const int group = unit % groups, row = unit / groups * 8 * kRowTiles;
     float y[1][3][kRowTiles][4] = {};
     const int near = row + lane % 8 + lane / 16 * 8, bit = lane / 8 % 2;
     const int r0 = near < rows ? near : rows - 1, r1 = near + 16 < rows ? near + 16 : rows - 1;
 #pragma unroll 1
     for (int chunk = 0; chunk < h_rows.chunks; chunk += 2) {
-      const Bits128* const weight = shared_memory<Bits128>(weight_at) + (chunk / 2 * all_groups + group) * 96 + lane;
+      const Bits128* const weight = shared_memory<Bits128>(weight_at) + (chunk / 2 * groups + group) * 96 + lane;
       // An odd last chunk is a k8 step; whatever stands in its second half is not used.
       const int mine = chunk + bit < h_rows.chunks ? chunk + bit : chunk;
       uint32_t b[2][4];
@@ -70,7 +71,7 @@ void few_channels_kernel(ForwardCall call) {
         }
       }
     }
-    const int o = group * kGroup + 2 * g;
+    const int o = (slice * groups + group) * kGroup + 2 * g;
     if (call.moments) {
       const int left = rows - row, count = left < 8 * kRowTiles ? left : 8 * kRowTiles;
       const auto real = [&](int, int at) { return at < left; };
@@ -101,8 +102,8 @@ void few_channels_kernel(ForwardCall call) {
     block_barrier();  // nobody reads H and W any more: moments go over all there is
 #pragma unroll
     for (int i = 0; i < 3; ++i) keep_moments(0, i, kept[i]);
-    leave_part(call, 0, 0, [&](int warp) {
-      const int set = warp / all_groups, units = set < sets ? (row_units - set + sets - 1) / sets : 0;
+    leave_part(call, slice, 0, [&](int warp) {
+      const int set = warp / groups, units = set < sets ? (row_units - set + sets - 1) / sets : 0;
       const bool has_last = units > 0 && (row_units - 1) % sets == set;
       return units * 8 * kRowTiles - (has_last ? row_units * 8 * kRowTiles - rows : 0);
     });
@@ -112,7 +113,7 @@ void few_channels_kernel(ForwardCall call) {
 }  // namespace few_channels
 
 int launch_few_channels(const ForwardCall& call, Type type, int64_t blocks, int shared_bytes, simt::Stream stream) {
-  const simt::Grid grid{static_cast<unsigned>(blocks)};
+  const simt::Grid grid{static_cast<unsigned>(blocks), static_cast<unsigned>(call.slices)};
   const auto run = [&](auto kernel) { return simt::launch(kernel, grid, call.warps * 32, shared_bytes, stream, call); };
   return run(type == Type::kBFloat16  ? few_channels::few_channels_kernel<simt::bf16>
              : type == Type::kFloat16 ? few_channels::few_channels_kernel<simt::half>

@@ -41,21 +41,17 @@ SIMT_DEVICE Place weight_place(const PackCall& call, int64_t word) {
     const int step = static_cast<int>(word / 128 / (slice_groups * 3));
     return {pair * 16 + part / 2 * 8 + lane / 4, (step * 8 + lane % 4 + part % 2 * 4) * per, 0};
   }
-  if (call.few_channels) {  // (step of (k,c), group, m16 tile, lane, 4): A fragments
-    const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
-    const int tile = static_cast<int>(word / 128 % (slice_groups * 3));
-    const int step = static_cast<int>(word / 128 / (slice_groups * 3));
-    return {tile * 16 + channel_of_row(lane / 4 + part % 2 * 8), (step * 8 + lane % 4 + part / 2 * 4) * per, 0};
-  }
-  if (call.frames > 0) {  // (slice, k, step, group, m16 tile, lane, 4): A fragments
+  // (slice, k, step, group, m16 tile, lane, 4): A fragments; of few channels (k,c) are summed over at once.
+  if (call.frames > 0 || call.few_channels) {
+    const int K = call.few_channels ? 1 : call.K;
     const int part = static_cast<int>(word % 4), lane = static_cast<int>(word / 4 % 32);
     const int tile = static_cast<int>(word / 128 % (slice_groups * 3));
     const int64_t rest = word / (128 * slice_groups * 3);
     const int step = static_cast<int>(rest % call.channel_steps);
     const int64_t scale = rest / call.channel_steps;
-    const int o = static_cast<int>(scale / call.K) * slice_groups * kGroup + tile * 16;
+    const int o = static_cast<int>(scale / K) * slice_groups * kGroup + tile * 16;
     return {o + channel_of_row(lane / 4 + part % 2 * 8), (step * 8 + lane % 4 + part / 2 * 4) * per,
-            static_cast<int>(scale % call.K)};
+            static_cast<int>(scale % K)};
   }
   // (slice, k, 24 channels, step), in each two tiles side by side and then the third: B fragments
   const int in_unit = static_cast<int>(word % 192), columns = slice_groups * kGroup / kColumnStep;
@@ -277,14 +273,14 @@ int run(const Problem& p, Type type, const ForwardPlan& plan, const Pointers& in
     call.kept_at = plan.kept_at, call.kept_bytes = plan.kept_bytes;
     call.y_pitch = static_cast<int>(detail::collapse_pitch(p));
   }
+  const int64_t blocks = plan.blocks / (plan.slices / plan.slices_per_block);
   if (plan.kernel == Kernel::kFewChannels) {
     call.x_rows = rows_of(static_cast<int>(ceil_div(call.nodes * plan.element_bytes, kStepBytes)) * 2);
     call.z_rows = rows_of(static_cast<int>(detail::few_chunks(p, plan.element_bytes)));
     const auto start = plan.out_channels > 0 ? launch_few_channels_collapse : launch_few_channels;
-    return start(call, type, plan.blocks, plan.shared_bytes, stream);
+    return start(call, type, blocks, plan.shared_bytes, stream);
   }
   const auto start = plan.kernel == Kernel::kFrames ? launch_frames : launch_windows;
-  const int64_t blocks = plan.blocks / (plan.slices / plan.slices_per_block);
   return start(call, type, plan.tile, blocks, plan.shared_bytes, stream);
 }
 

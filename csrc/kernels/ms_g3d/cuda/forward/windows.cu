@@ -30,12 +30,15 @@ SIMT_DEVICE Place place_of_block(const ForwardCall& call) {
   return {clip, first, left < call.tile_windows ? left : call.tile_windows};
 }
 
+// Not by the pointer, and anew each time: what is asked would be kept in a register over all scales, and 128 nodes a
+// warp leave none.
+SIMT_DEVICE bool with_collapse(const ForwardCall& call) { return opaque(call.out_channels) > 0; }
+
 template <int kIndex>
 struct Tile {
   static constexpr int kNodeTiles = kWindowTiles[kIndex].node_tiles, kWindows = kWindowTiles[kIndex].windows;
   static constexpr int kWideTiles = kWindowTiles[kIndex].wide_tiles;
   static constexpr bool kChunks = kWideTiles > 0;  // else no register is left to count them
-  static constexpr bool kMoments = kWindowTiles[kIndex].gathers_statistics();
   // Nodes of a warp's part and windows of its set.
   SIMT_DEVICE static int nodes_of(const ForwardCall& call, int warp) {
     return at_most(kNodeTiles * 8, call.nodes - warp / opaque(call.groups) % opaque(call.parts) * kNodeTiles * 8);
@@ -164,7 +167,7 @@ SIMT_DEVICE void leave(const ForwardCall& call, float (&y)[P::kWindows][3][P::kN
   const int set = warp / (call.groups * call.parts);
   const int node = part * P::kNodeTiles * 8 + lane % 4 * 2;
   const int o = (slice * call.groups + group) * kGroup + lane / 4 * 2;
-  const T* const bias = static_cast<const T*>(P::kMoments && call.moments ? nullptr : call.bias);
+  const T* const bias = static_cast<const T*>(call.moments ? nullptr : call.bias);
 #pragma unroll
   for (int m = 0; m < 3; ++m) {
     const bool biased = bias && opaque(o) + 16 * m < call.O;  // not known before: 128 nodes leave no register for it
@@ -237,7 +240,7 @@ void windows_kernel(ForwardCall call) {
 #pragma unroll 1
   for (int scale = 0; scale < scales; ++scale) {
     const bool complete = (opaque(scale) + 1) % call.K == 0;  // 128 nodes a warp leave no register to count slices
-    const bool collapses = call.collapse && (scale + 1) % (call.K * call.slices_at_once) == 0;
+    const bool collapses = with_collapse(call) && (scale + 1) % (call.K * call.slices_at_once) == 0;
     const int last_item = collapses ? (scale + 1) * items - 1 : -1;  // behind it the buffers are not free
     const auto turn = [&]() {
       cp_async_wait<0>();
@@ -274,13 +277,13 @@ void windows_kernel(ForwardCall call) {
     } while (P::kChunks && q < steps);
     if (!complete) continue;
     const int slice = block_y() * call.slices_per_block + scale / call.K;
-    if (P::kMoments && call.moments) {  // over Z
+    if (call.moments) {  // over Z
       const int warp = opaque(warp_index()), mine = P::windows_of(call, warp), nodes = P::nodes_of(call, warp);
       gather_moments<T>(call, y, slice, warp % call.groups, call.z_at, mine * nodes, [&](int w, int node) {
         return P::kWindows == 1 ? node < mine * nodes : w < mine && node < nodes;
       });
     }
-    if (!call.collapse) {
+    if (!with_collapse(call)) {
       const Place place = place_of_block(call);
       const int64_t first_window = static_cast<int64_t>(place.clip) * call.windows + place.first_window;
       T* const to = static_cast<T*>(call.y) + first_window * call.nodes * call.O;
@@ -289,7 +292,7 @@ void windows_kernel(ForwardCall call) {
         store_nodes(to + (window * call.nodes + node) * call.O + o, call.O, d, bias0, bias1, call.relu,
                     stored && node < call.nodes, stored && node + 1 < call.nodes);
       });
-      if (P::kMoments && call.moments) {
+      if (call.moments) {
         const auto rows_of = [&](int warp) { return P::windows_of(call, warp) * P::nodes_of(call, warp); };
         leave_part(call, slice, call.z_at, rows_of);
       }

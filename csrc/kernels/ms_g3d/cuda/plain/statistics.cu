@@ -1,7 +1,6 @@
-// Statistics of y's channels. The moments of parts, where a forward pass has not left them: a block has 32 channels of
-// a part, a warp every eighth row of it. Their merging into means and variances: a block has four channels, eight of
-// whose values are one sector; thread (i, channel) merges parts i, i + 64, ... in turn, and then the threads of a
-// channel are merged pairwise.
+// The merging of the moments that a forward pass has left of y's channels (statistics.h) into means and variances. A
+// block has four channels, eight of whose values are one sector; thread (i, channel) merges parts i, i + 64, ... in
+// turn, and then the threads of a channel are merged pairwise.
 #include "../moments.h"
 #include "../statistics.h"
 #include "tile.h"
@@ -9,55 +8,6 @@
 namespace msg3d::ms_g3d::plain {
 
 using namespace simt;
-
-template <typename T>
-struct MomentsCall {
-  PartRows rows;
-  const T* y;
-  typename Accumulator<T>::type* moments;
-  int O;
-};
-
-template <typename T>
-SIMT_KERNEL(kThreads, 1)
-void moments_kernel(MomentsCall<T> call) {
-  using Acc = typename Accumulator<T>::type;
-  constexpr int kWarps = kThreads / 32;
-  const int o = block_y() * 32 + lane_index(), part = block_x(), rows = call.rows.count(part);
-  const T* const y = call.y + static_cast<int64_t>(call.rows.before(part)) * call.O + o;
-  const int mine = (rows - warp_index() + kWarps - 1) / kWarps;  // rows of the warp
-  Moments<Acc> of{Acc(mine), Acc(0), Acc(0)};
-  if (o < call.O && mine > 0) {
-#pragma unroll 4
-    for (int row = warp_index(); row < rows; row += kWarps) of.mean += widen<Acc>(y[int64_t{row} * call.O]);
-    of.mean /= of.count;
-#pragma unroll 4
-    for (int row = warp_index(); row < rows; row += kWarps) {
-      const Acc apart = widen<Acc>(y[int64_t{row} * call.O]) - of.mean;
-      of.squares += apart * apart;
-    }
-  }
-  Moments<Acc>* const of_warp = shared_memory<Moments<Acc>>();  // (warp, lane)
-  of_warp[thread_index()] = of;
-  block_barrier();
-  if (warp_index() == 0 && o < call.O) {
-#pragma unroll 1
-    for (int warp = 1; warp < kWarps; ++warp) of.add(of_warp[warp * 32 + lane_index()]);
-    Acc* const to = call.moments + ((static_cast<int64_t>(o / 4) * grid_x() + part) * 4 + o % 4) * 2;
-    to[0] = of.mean, to[1] = of.squares;
-  }
-}
-
-int moments_of_y(const Problem& p, Type type, const void* y, void* moments, void* stream) {
-  return with_type(type, [&](auto zero) {
-    using T = decltype(zero);
-    using Acc = typename Accumulator<T>::type;
-    const PartRows rows = rows_of_y(p);
-    const MomentsCall<T> call{rows, static_cast<const T*>(y), static_cast<Acc*>(moments), static_cast<int>(p.O)};
-    const Grid grid{static_cast<unsigned>(rows.parts()), static_cast<unsigned>(ceil_div(p.O, 32))};
-    return launch(moments_kernel<T>, grid, kThreads, kThreads * static_cast<int>(sizeof(Moments<Acc>)), stream, call);
-  });
-}
 
 template <typename Acc>
 struct MergeCall {
