@@ -131,30 +131,6 @@ void check_fold(const Tensor& fold, const Tensor& x, const Problem& p) {
         "fold must have the type and the device of x");
 }
 
-Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
-               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32, bool relu,
-               const std::optional<Tensor>& packed = std::nullopt, int64_t layout = 0) {
-  const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
-  const OnDevice device(x);
-  const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
-  if (p.N == 0) return y;
-  const Type type = product_type(x, tf32);
-  const Tensor dense_x = activation(x);
-  const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
-  const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
-  const auto plan = planned_forward(p, type, limits_of(device), 0);
-  if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
-    const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
-    launched(ms_g3d::plain::forward(p, type_of(x), in, relu, y.mutable_data_ptr(), device.stream()),
-             "the forward pass");
-    return y;
-  }
-  const auto in = pointers(dense_x, A, weight, bias_data);
-  const PackedWeights weights(x, plan, packed, layout);
-  launched(weights.forward(p, type, plan, in, relu, y.mutable_data_ptr(), device.stream()), "the forward pass");
-  return y;
-}
-
 // What a forward pass leaves of y's statistics, and their merging.
 class Moments {
  public:
@@ -176,6 +152,39 @@ class Moments {
   Workspace parts_;
 };
 
+// y, and where `statistics` are wanted those of its channels.
+Tensor forward(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& bias,
+               int64_t window_size, int64_t window_stride, int64_t window_dilation, bool tf32, bool relu,
+               const std::optional<Tensor>& packed = std::nullopt, int64_t layout = 0,
+               std::optional<Tensor>* statistics = nullptr) {
+  const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
+  check(!statistics || p.N > 0, "x has shape ", shape_of(x), "; statistics need at least one clip");
+  const OnDevice device(x);
+  const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
+  if (p.N == 0) return y;
+  const Type type = product_type(x, tf32);
+  const Tensor dense_x = activation(x);
+  const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  const auto plan = planned_forward(p, type, limits_of(device), 0);
+  const bool plain = plan.kernel == ms_g3d::cuda::Kernel::kPlain;
+  std::optional<Moments> moments;
+  if (statistics) moments.emplace(x, plain ? ms_g3d::plain::part_rows(p) : ms_g3d::cuda::part_rows(p, plan), p.O);
+  void* const parts = moments ? moments->get() : nullptr;
+  if (plain) {
+    const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
+    launched(ms_g3d::plain::forward(p, type_of(x), in, relu, y.mutable_data_ptr(), device.stream(), parts),
+             "the forward pass");
+  } else {
+    const auto in = pointers(dense_x, A, weight, bias_data);
+    const PackedWeights weights(x, plan, packed, layout);
+    launched(weights.forward(p, type, plan, in, relu, y.mutable_data_ptr(), device.stream(), nullptr, parts),
+             "the forward pass");
+  }
+  if (moments) *statistics = moments->merged(x, device.stream());
+  return y;
+}
+
 }  // namespace
 
 std::string device_limits_of(int64_t index) {
@@ -195,28 +204,10 @@ Tensor ms_g3d(const Tensor& x, const Tensor& A, const Tensor& weight, const std:
 std::tuple<Tensor, Tensor> ms_g3d_statistics(const Tensor& x, const Tensor& A, const Tensor& weight,
                                              const std::optional<Tensor>& bias, int64_t window_size,
                                              int64_t window_stride, int64_t window_dilation, bool tf32) {
-  const Problem p = checked(x, A, weight, bias, window_size, window_stride, window_dilation);
-  check(p.N > 0, "x has shape ", shape_of(x), "; statistics need at least one clip");
-  const OnDevice device(x);
-  const Tensor y = empty_channels_last(x, {p.N, p.O, p.windows(), p.nodes()});
-  const Type type = product_type(x, tf32);
-  const Tensor dense_x = activation(x);
-  const std::optional<Tensor> dense_bias = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
-  const void* const bias_data = dense_bias ? dense_bias->const_data_ptr() : nullptr;
-  const auto plan = planned_forward(p, type, limits_of(device), 0);
-  if (plan.kernel == ms_g3d::cuda::Kernel::kPlain) {
-    const Moments moments(x, ms_g3d::plain::part_rows(p), p.O);
-    const auto in = plain_pointers(dense_x, A, weight, bias_data, nullptr);
-    launched(ms_g3d::plain::forward(p, type_of(x), in, false, y.mutable_data_ptr(), device.stream(), moments.get()),
-             "the forward pass");
-    return {y, moments.merged(x, device.stream())};
-  }
-  const Moments moments(x, ms_g3d::cuda::part_rows(p, plan), p.O);
-  const PackedWeights weights(x, plan, std::nullopt, 0);
-  launched(weights.forward(p, type, plan, pointers(dense_x, A, weight, bias_data), false, y.mutable_data_ptr(),
-                           device.stream(), nullptr, moments.get()),
-           "the forward pass");
-  return {y, moments.merged(x, device.stream())};
+  std::optional<Tensor> statistics;
+  const Tensor y = forward(x, A, weight, bias, window_size, window_stride, window_dilation, tf32, false, std::nullopt,
+                           0, &statistics);
+  return {y, *statistics};
 }
 
 int64_t ms_g3d_layout(const Tensor& x, const Tensor& A, const Tensor& weight, const std::optional<Tensor>& fold,
