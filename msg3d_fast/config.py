@@ -12,6 +12,7 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +40,8 @@ class ModelConfig:
         2, "person slots; null: the most that a clip of the data holds, at most 2", at_least=1
     )
     base_channels: int = option(96, "width of stage 1; stages 2 and 3 have twice and four times as many", at_least=6)
-    num_gcn_scales: int = option(13, "scales of the factorised path", at_least=1)
-    num_g3d_scales: int = option(6, "scales of the unified path", at_least=1)
+    num_gcn_scales: int = option(13, "scales of the factorised path", at_least=1, at_most=64)
+    num_g3d_scales: int = option(6, "scales of the unified path", at_least=1, at_most=64)
     tcn_dropout: float = option(0.0, "dropout after each stage", at_least=0, at_most=1)
     head_dropout: float = option(0.0, "dropout before the classifier", at_least=0, at_most=1)
     flavour: Literal["mmaction2", "pyskl", "original"] = option("mmaction2", "whose network and initialisation")
@@ -87,7 +88,9 @@ class TrainConfig:
     drop_last: bool = option(False, "leave out the last step of an epoch where its batch is not full")
     optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "sgd with Nesterov momentum, adam or adamw")
     lr: float = option(0.1, "learning rate before the first step, or after the warm-up", at_least=0)
-    lr_batch: int | None = option(None, "batch size that lr is meant for: another one scales it; null: as it is")
+    lr_batch: int | None = option(
+        None, "batch size that lr is meant for: another one scales it; null: as it is", at_least=1
+    )
     schedule: Literal["cosine", "step"] = option("cosine", "cosine: falls to 0 step by step; step: by milestones")
     milestones: list[int] = option([], "epochs at which the step schedule multiplies the rate by gamma", at_least=1)
     gamma: float = option(0.1, "factor of the step schedule", at_least=0)
@@ -129,7 +132,7 @@ class TestConfig:
 @dataclass
 class Config:
     name: str = option("", "name of the run folder; empty: the configuration's, and the stream if overridden")
-    seed: int = option(0, "of initialisation, sample order and augmentation", at_least=0)
+    seed: int = option(0, "of initialisation, sample order and augmentation", at_least=0, at_most=2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = option(False, "on CUDA, only algorithms that repeat bit for bit; on the CPU they always do")
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -215,7 +218,7 @@ def _find(name_or_file: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: the 30th of February
         raise UserError(f"configuration {path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(
@@ -227,8 +230,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(text: str, key: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{key}={text}: not a YAML value; put it in quotes") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"--{key}={text:.80}: not a YAML value; put it in quotes") from error
 
 
 def _fill(section: Any, values: dict[Any, Any], prefix: str, origin: str) -> None:
@@ -267,11 +270,9 @@ def _checked(value: Any, hint: Any, what: str, info: Any) -> Any:
         return value
     hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in hints)
-    if isinstance(value, str) and float in kinds and str not in kinds:
+    if isinstance(value, int | str) and not isinstance(value, bool) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
-            value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        value = float(value)
+            value = float(str(value))  # YAML 1.1 reads 1e-4, which has no dot, as a string
     if isinstance(value, int | float) and not isinstance(value, bool) and kinds[0] is str:
         value = str(value)
     if type(value) not in kinds:
@@ -290,7 +291,12 @@ def _checked(value: Any, hint: Any, what: str, info: Any) -> Any:
         return [_checked(one, element, f"{what}[{i}]", info) for i, one in enumerate(value)]
     if isinstance(value, int | float):
         low, high = info["at_least"], info["at_most"]
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
+        if (
+            value in (inf, -inf)
+            or value != value
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+        ):
             bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-            raise UserError(f"{what} is {value!r}, expected {' and '.join(bounds)}")
+            raise UserError(f"{what} is {value!r}, expected {' and '.join(bounds) or 'a finite number'}")
     return value

@@ -11,6 +11,8 @@ Matrices are indexed [scale, source, destination], as MMAction2's checkpoints st
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -37,8 +39,8 @@ class Layout:
         name: what checkpoints and messages call it.
 
     Raises:
-        UserError: an index out of range, a self loop, an edge listed twice, a joint without an edge, or a bone table
-            that is not one entry per joint.
+        UserError: names or numbers that are none, an index out of range, a self loop, an edge listed twice, a joint
+            without an edge, or a bone table that is not one entry per joint.
     """
 
     joint_names: tuple[str, ...]
@@ -52,11 +54,16 @@ class Layout:
         def put(field: str, value: object) -> None:
             object.__setattr__(self, field, value)
 
+        if not isinstance(self.name, str):
+            raise UserError(f"a layout has the name {self.name!r:.60}, expected text")
+        if isinstance(self.joint_names, str) or not isinstance(self.joint_names, Sequence):
+            raise UserError(f"layout {self.name!r}: joint_names is {self.joint_names!r:.60}, expected a list of names")
         put("joint_names", tuple(str(name) for name in self.joint_names))
         put("inward", self._pairs("inward", self.inward))
         put("flip_pairs", self._pairs("flip_pairs", self.flip_pairs))
-        if not 0 <= self.center < self.num_joints:
-            raise self._error(f"center is {self.center}, expected 0 to {self.num_joints - 1}: joints count from 0")
+        if not isinstance(self.center, Integral) or not 0 <= self.center < self.num_joints:
+            last = self.num_joints - 1
+            raise self._error(f"center is {self.center!r:.60}, expected 0 to {last}: joints count from 0")
         put("center", int(self.center))
         if len(set(self.joint_names)) < self.num_joints:
             raise self._error("two joints have the same name; give every joint its own")
@@ -103,7 +110,7 @@ class Layout:
 
     def _pairs(self, field: str, pairs: Sequence[Sequence[int]], allow_self: bool = False) -> Pairs:
         try:
-            table = tuple((int(a), int(b)) for a, b in pairs)
+            table = tuple((index(a), index(b)) for a, b in pairs)
         except (TypeError, ValueError):
             raise self._error(f"{field} must be a list of pairs of joint numbers, found {pairs!r:.60}") from None
         for pair in table:
@@ -146,8 +153,10 @@ def get_layout(layout: str | Layout | Mapping[str, Any]) -> Layout:
         perhaps = ", ".join(sorted(optional))
         raise UserError(f"layout dict {wrong}; expected num_node, inward, center and perhaps {perhaps}")
     num_node = layout["num_node"]
-    names = tuple(layout.get("joint_names") or (f"joint_{v}" for v in range(num_node)))
-    if len(names) != num_node:
+    if not isinstance(num_node, Integral) or num_node < 1:
+        raise UserError(f"layout dict: num_node is {num_node!r:.60}, expected the number of joints, 1 or more")
+    names = layout.get("joint_names") or [f"joint_{v}" for v in range(num_node)]
+    if isinstance(names, Sequence) and len(names) != num_node:
         raise UserError(f"layout dict names {len(names)} joints, but num_node is {num_node}; make them agree")
     rest = {key: layout[key] for key in ("flip_pairs", "bones", "name") if key in layout}
     return Layout(names, layout["inward"], layout["center"], **rest)

@@ -27,6 +27,7 @@ from .modules import MSTCN, STMSGCN, MWMSG3DBlock
 
 GPU_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PANEL = 16  # kPanel in csrc/kernels/gemm/fused_product.h
+LARGEST = 64  # scales, window and dilation that csrc/kernels/folded/network.h reads
 
 
 def _round_up(value: int, multiple: int = PANEL) -> int:
@@ -68,6 +69,11 @@ class _Packer:
         self, module: STMSGCN, source: tuple[Tensor, int], target: tuple[Tensor, int], aggregate_first: bool
     ) -> None:
         K, tau = module.num_scales, module.window_size
+        if max(K, tau, module.window_dilation) > LARGEST:
+            raise UserError(
+                f"a graph convolution of {K} scales, window {tau} and dilation {module.window_dilation}; fuse takes "
+                f"up to {LARGEST} of each"
+            )
         self.sizes += [K, tau, module.window_dilation]
         A = folding.adjacency(module)  # (K, source, destination)
         nodes = A.shape[1]

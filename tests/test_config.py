@@ -139,16 +139,24 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ("--train.epochs=true", ["train.epochs", "True", "a whole number"]),
         ("--train.epochs=0", ["train.epochs", "0", "at least 1"]),
         ("--train.lr=.nan", ["train.lr", "nan"]),
+        ("--train.lr=.inf", ["train.lr", "inf", "at least 0"]),
+        (f"--train.lr=1{400 * '0'}", ["train.lr", "inf"]),
+        ("--train.lr_batch=0", ["train.lr_batch", "0", "at least 1"]),
+        (f"--seed={2**63}", ["seed", "at most"]),
+        ("--model.num_gcn_scales=65", ["model.num_gcn_scales", "at most 64"]),
         ("--model.head_dropout=2", ["model.head_dropout", "at most 1"]),
         ("--data.stream=joint", ["data.stream", "'joint'", "j, b, jm, bm"]),
         ("--train=3", ["train", "section"]),
         ("--train.lr.x=3", ["'train.lr.x'"]),
         ("--model.layout={a", ["model.layout", "YAML"]),
+        ("--name=2026-02-30", ["name", "2026-02-30", "YAML"]),
+        (f"--name={2000 * '['}", ["name", "[[[", "YAML"]),
         ("--train.lr", ["--train.lr", "--train.epochs=2"]),
         ("--train.milestones=3", ["train.milestones", "3", "a list"]),
         ("--train.milestones=[3, x]", ["train.milestones[1]", "'x'", "a whole number"]),
         ("--train.milestones=[0]", ["train.milestones[0]", "at least 1"]),
         ("--train.class_weights=[1, a]", ["train.class_weights[1]", "'a'", "a number"]),
+        ("--train.class_weights=[1, .nan]", ["train.class_weights[1]", "nan", "a finite number"]),
     ],
 )
 def test_mistakes_are_named_in_one_line(override: str, words: list[str]) -> None:
@@ -164,6 +172,8 @@ def test_mistakes_in_files_name_the_file(tmp_path: Path) -> None:
     for content, words in (
         ("train:\n  epochz: 3\n", ["mine.yaml", "train.epochz", "'epochs'"]),
         ("train: [1", ["mine.yaml", "YAML"]),
+        ("name: 2026-02-30", ["mine.yaml", "YAML"]),
+        (2000 * "[", ["mine.yaml", "YAML"]),
         ("- a\n", ["mine.yaml", "list"]),
     ):
         file.write_text(content)

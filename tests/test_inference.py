@@ -238,6 +238,7 @@ def test_gradients() -> None:
         (lambda: fuse(nn.Linear(2, 2).eval()), "fuse takes a Recognizer, found Linear"),
         (lambda: fuse(build().half()), r"torch.float16 on cpu; fuse needs float32 or float64"),
         (lambda: fuse(build().to("meta")), r"torch.float32 on meta; fuse needs"),
+        (lambda: fuse(build(num_gcn_scales=65)), "a graph convolution of 65 scales.*fuse takes up to 64"),
         (lambda: fuse(build())(torch.randn(1, 2, 4, 25, 3)), "input has 25 joints .nturgb"),
         (lambda: fuse(build())(torch.randn(1, 1, 4, 17, 3)), "input has 1 persons"),
         (
