@@ -54,6 +54,8 @@ def ensemble(
     """
     if len(files) < 2:
         raise UserError(f"ensemble: {len(files)} score file, expected two or more")
+    if split is not None and data_path is None:
+        raise UserError(f"ensemble: --split {split} is a part of a data set; give --data FILE with it, or leave it out")
     if weights is not None and tune:
         raise UserError("ensemble: weights are given and to be searched; leave out one of --weights and --tune")
     if tune and len(tune) != len(files):
@@ -78,7 +80,7 @@ def ensemble(
             for one, weight in zip(members, chosen, strict=True)
         ],
     }
-    with RunFolder(out) as folder:
+    with RunFolder(out, option="--out") as folder:
         write_report(folder, first.ids, fused, first.labels, first.label_names, metrics)
     return metrics
 
@@ -103,6 +105,12 @@ def join(members: Sequence[Scores]) -> list[Scores]:
             raise UserError(
                 f"{one.name}: scores {one.scores.shape[1]} classes, {first.name} {first.scores.shape[1]}; fuse models "
                 "of the same classes"
+            )
+        if one.labels is not None and one.labels.ndim != labels.ndim:
+            kinds = {1: "one label", 2: "several labels"}
+            raise UserError(
+                f"{one.name}: its samples have {kinds[one.labels.ndim]} each, those of {knowing.name} "
+                f"{kinds[labels.ndim]}; fuse tests of one data set"
             )
         if one.labels is not None and (differs := (one.labels[order] != labels)).any():
             row = int(np.flatnonzero(differs.reshape(len(labels), -1).any(axis=1))[0])

@@ -20,10 +20,11 @@ class RunFolder:
     Args:
         path: the folder; created with its parents.
         writes: False for the other processes of a distributed run: they neither create, lock nor write.
+        option: of the command line that names it, for messages.
     """
 
-    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
-        self.path, self.writes = Path(path), writes
+    def __init__(self, path: str | Path, *, writes: bool = True, option: str = "--run-dir") -> None:
+        self.path, self.writes, self.option = Path(path), writes, option
         self._lock: int | None = None
         self._made = False
 
@@ -36,7 +37,7 @@ class RunFolder:
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"run folder {self.path}: cannot be written to ({error.strerror}); choose another with --run-dir"
+                f"run folder {self.path}: cannot be written to ({error.strerror}); choose another with {self.option}"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,7 +45,7 @@ class RunFolder:
             os.close(self._lock)
             reason = "another run is writing to it" if isinstance(error, BlockingIOError) else error.strerror
             raise UserError(
-                f"run folder {self.path}: {reason}; wait for it, or choose another with --run-dir"
+                f"run folder {self.path}: {reason}; wait for it, or choose another with {self.option}"
             ) from error
         for leftover in self.path.glob(".*.part"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)

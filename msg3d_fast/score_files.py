@@ -55,6 +55,11 @@ class Scores:
         for what, array in (("ids", self.ids), ("labels", self.labels)):
             if array is not None and len(array) != shape[0]:
                 raise UserError(f"{self.name}: {len(array)} {what} for {shape[0]} rows of scores; test again")
+        if self.labels is not None and self.labels.shape not in (shape[:1], shape):
+            raise UserError(
+                f"{self.name}: labels have the shape {self.labels.shape}, expected {shape[:1]}, or {shape} of zeros "
+                "and ones; test again"
+            )
         if self.ids is not None and len(set(self.ids.tolist())) < shape[0]:
             names, counts = np.unique(self.ids, return_counts=True)
             twice = names[counts > 1]
@@ -83,7 +88,7 @@ class Scores:
         """
         if len(ids) != len(self.scores):
             raise UserError(f"{self.name}: {len(self.scores)} samples without ids, {origin} has {len(ids)}")
-        if self.labels is not None and self.labels.ndim == 1 and (self.labels != labels).any():
+        if self.labels is not None and self.labels.ndim == labels.ndim == 1 and (self.labels != labels).any():
             row = int((self.labels != labels).argmax())
             raise UserError(
                 f"{self.name}: sample {row} has label {self.labels[row]}, in {origin} it is {ids[row]} with label "
@@ -137,7 +142,7 @@ def _read_npz(path: Path) -> Scores:
         scores=arrays["scores"].astype(np.float64),
         ids=arrays["ids"].astype(str),
         labels=_labels(arrays.get("labels")),
-        label_names=tuple(arrays["label_names"].astype(str).reshape(-1)) if "label_names" in arrays else (),
+        label_names=tuple(arrays["label_names"].astype(str).reshape(-1).tolist()) if "label_names" in arrays else (),
         stream=str(arrays.get("stream", "")),
     )
 

@@ -31,8 +31,8 @@ def view(
     Raises:
         UserError: no such clip, data, run or folder.
     """
-    if not 0 < fps <= 50:
-        raise UserError(f"{fps:g} frames per second are asked for, expected more than 0 and at most 50, as GIFs can")
+    if not 0.01 <= fps <= 50:
+        raise UserError(f"{fps:g} frames per second are asked for, expected at least 0.01 and at most 50, as GIFs can")
     clips, out = open_dataset(data), Path(out)
     scores = None if run is None else read_scores(run)
     numbers = [_position(clips.frame_dir.tolist(), one, str(data)) for one in ids]

@@ -184,6 +184,14 @@ def spoil(ids: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple:
     return ids, logits, labels
 
 
+def several(ids: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple:
+    return ids, logits, np.eye(4, dtype=int)[labels]
+
+
+def pairs(ids: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple:
+    return ids, logits, np.stack([labels, labels], 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -193,6 +201,8 @@ def spoil(ids: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> tuple:
         (repeat, "1 ids occur more than once, the first is clip01"),
         (narrow, "b.npz: scores 3 classes, .*j.npz 4"),
         (spoil, "the scores of sample clip04 are not finite"),
+        (several, "b.npz: its samples have several labels each, those of .*j.npz one label"),
+        (pairs, r"b.npz: labels have the shape \(12, 2\), expected \(12,\), or \(12, 4\)"),
     ],
 )
 def test_sets_that_differ_are_refused_by_name(
@@ -287,6 +297,11 @@ def test_wrong_weights(tmp_path: Path) -> None:
         ensemble(files[:1], tmp_path / "out")
     with pytest.raises(UserError, match="leave out one"):
         ensemble(files, tmp_path / "out", weights=[1, 1], tune=files)
+    with pytest.raises(UserError, match="--split val is a part of a data set; give --data"):
+        ensemble(files, tmp_path / "out", split="val")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another with --out"):
+        ensemble(files, tmp_path / "file")
     with pytest.raises(UserError, match="1 files to tune on for 2 members"):
         ensemble(files, tmp_path / "out", tune=files[:1])
 

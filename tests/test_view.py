@@ -78,7 +78,8 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "look like 'clip00'" in fails(capsys, "view", path, "walk")
     assert "absent.npz" in fails(capsys, "view", str(tmp_path / "absent.npz"), "a")
     assert "no such folder" in fails(capsys, "view", path, "clip03", "--out", str(tmp_path / "absent"))
-    assert "at most 50" in fails(capsys, "view", path, "clip03", "--fps", "500")
+    for fps in ("500", "0.001", "nan"):
+        assert "at least 0.01 and at most 50" in fails(capsys, "view", path, "clip03", "--fps", fps)
     np.savez(tmp_path / "scores.npz", ids=["other"], scores=np.ones((1, 4)) / 4)
     assert "has no clip 'clip03'" in fails(
         capsys, "view", path, "clip03", "--run-dir", str(tmp_path), "--out", str(tmp_path)
