@@ -325,19 +325,13 @@ def _say_fusion(metrics: dict[str, Any], folder: str | Path) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from . import reproduce
 
-    if options.commands:
-        print("\n".join(reproduce.commands(options.recipe, options.data, options.seeds, options.streams)))
-        return
     out = Path(options.out or Path("runs") / options.recipe)
-    result = reproduce.reproduce(
-        options.recipe,
-        out,
-        data_path=options.data,
-        seeds=options.seeds,
-        streams=options.streams,
-        overrides=[override.lstrip("-") for override in options.overrides],
-        any_data=options.any_data,
-    )
+    what: dict[str, Any] = {"data_path": options.data, "seeds": options.seeds, "streams": options.streams}
+    what["overrides"] = [override.lstrip("-") for override in options.overrides]
+    if options.commands:
+        print("\n".join(reproduce.commands(options.recipe, out, **what)))
+        return
+    result = reproduce.reproduce(options.recipe, out, any_data=options.any_data, **what)
     print(f"\n{reproduce.table(result)}\nwrote {out}: reproduce.json, reproduce.md, and a folder for each seed")
 
 

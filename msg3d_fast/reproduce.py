@@ -4,6 +4,7 @@ The recipes stand in recipes.yaml. A run that was stopped goes on where it was, 
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,16 +95,9 @@ def reproduce(
         UserError: an unknown recipe or stream, or data that are not the recipe's.
     """
     recipe = find_recipe(name)
-    if unknown := [stream for stream in streams if stream not in STREAMS]:
-        raise UserError(f"stream {unknown[0]!r}: unknown; {suggest(unknown[0], list(STREAMS))}")
-    if not seeds or not streams:
-        raise UserError("reproduce: no seeds or no streams; give at least one of each")
     place = [] if data_path is None else [f"data.path={data_path}"]
-    configs = {
-        (seed, stream): load_config(recipe.config, [*recipe.settings_for(stream, seed), *overrides, *place])
-        for seed in seeds
-        for stream in streams
-    }
+    settings = _settings(recipe, seeds, streams, [*overrides, *place])
+    configs = {run: load_config(recipe.config, some) for run, some in settings.items()}
     notes = check_data(recipe, next(iter(configs.values())), any_data=any_data)
     notes += [f"with {' '.join(overrides)}"] if overrides else []
     out = Path(out)
@@ -130,10 +124,21 @@ def reproduce(
         "source": recipe.source,
         "notes": notes,
     }
-    with RunFolder(out) as folder:
+    with RunFolder(out, option="--out") as folder:
         folder.write("reproduce.md", table(result))
         folder.write("reproduce.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _settings(
+    recipe: Recipe, seeds: Sequence[int], streams: Sequence[str], more: Sequence[str]
+) -> dict[tuple[int, str], list[str]]:
+    """The overrides of every run, by seed and stream."""
+    if unknown := [stream for stream in streams if stream not in STREAMS]:
+        raise UserError(f"stream {unknown[0]!r}: unknown; {suggest(unknown[0], list(STREAMS))}")
+    if not seeds or not streams:
+        raise UserError("reproduce: no seeds or no streams; give at least one of each")
+    return {(seed, stream): [*recipe.settings_for(stream, seed), *more] for seed in seeds for stream in streams}
 
 
 def check_data(recipe: Recipe, config: Config, *, any_data: bool = False) -> list[str]:
@@ -184,19 +189,31 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def commands(name: str, data_path: str | Path | None, seeds: Sequence[int], streams: Sequence[str]) -> list[str]:
-    """The single commands that a reproduction stands for, to share them out over devices or machines."""
+def commands(
+    name: str,
+    out: str | Path,
+    *,
+    data_path: str | Path | None = None,
+    seeds: Sequence[int] = (0,),
+    streams: Sequence[str] = STREAMS,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """The single commands that `reproduce` with the same arguments stands for, to share them out over devices or
+    machines; lines for a shell."""
     recipe, lines = find_recipe(name), []
-    place = "" if data_path is None else f" --data.path={data_path}"
+    place = [] if data_path is None else [f"data.path={data_path}"]
+    settings = _settings(recipe, seeds, streams, [*overrides, *place])
     for seed in seeds:
-        folder = f"runs/{name}/seed{seed}"
+        folder = f"{out}/seed{seed}"
         for stream in streams:
-            settings = " ".join(f"--{setting}" for setting in recipe.settings_for(stream, seed))
-            lines.append(f"msg3d-fast train --config {recipe.config} --run-dir {folder}/{stream}{place} {settings}")
+            some = settings[seed, stream]
+            load_config(recipe.config, some)  # what is wrong with them, here and not on every machine
+            words = ["train", "--config", recipe.config, "--run-dir", f"{folder}/{stream}"]
+            lines.append(shlex.join(["msg3d-fast", *words, *(f"--{setting}" for setting in some)]))
         for fusion, members in FUSIONS.items():
             if set(members) <= set(streams):
-                files = " ".join(f"{folder}/{stream}" for stream in members)
-                lines.append(f"msg3d-fast ensemble {files} --out {folder}/{fusion}")
+                files = [f"{folder}/{stream}" for stream in members]
+                lines.append(shlex.join(["msg3d-fast", "ensemble", *files, "--out", f"{folder}/{fusion}"]))
     return lines
 
 

@@ -1,6 +1,7 @@
 """Recipes against the published figures, and a reproduction from data to table."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,13 @@ def test_commands_it_stands_for(recipe: Path, capsys: pytest.CaptureFixture[str]
     assert [line.split()[1] for line in lines] == ["train", "train", "ensemble"]
     assert "--data.stream=b" in lines[1]
     assert "--seed=5" in lines[1]
+    more = ["--out", "my runs", "--data", "my data.npz", "--train.lr=0.5", "--streams", "j"]
+    assert main(["reproduce", "tiny", "--commands", *more]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[words.index("--run-dir") + 1] == "my runs/seed0/j"
+    assert {"--data.path=my data.npz", "--train.lr=0.5"} <= set(words)
+    assert "stream 'x': unknown" in fails(capsys, "reproduce", "tiny", "--commands", "--streams", "x")
+    assert "'nope'" in fails(capsys, "reproduce", "tiny", "--commands", "--nope=1")
 
 
 def test_what_cannot_be_reproduced(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
