@@ -4,6 +4,7 @@ Exit status 0: done. 2: input or environment of the user, one line on stderr. 1:
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,19 @@ from .config import Config, describe, load_config, packaged_names, suggest
 from .errors import UserError
 
 OVERRIDES = "--a.b=value"
+# What a folder, a disk or a machine does not allow, wherever that shows itself; other errors of the system are ours.
+NOT_ALLOWED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+NOT_ALLOWED |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
+GOES_ON = {"prepare": "what it has read"} | dict.fromkeys(("quickstart", "train", "reproduce"), "the last checkpoint")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,17 +43,41 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that the terminal cannot show
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(argv)
     except UserError as error:
-        print("msg3d-fast: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        reason = str(error)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("\nmsg3d-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        place = GOES_ON.get(argv[0])
+        without = " without --no-resume" if "--no-resume" in argv else ""
+        hint = f"; the same command{without} goes on from {place}" if place else ""
+        print(f"\nmsg3d-fast: interrupted{hint}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED:
+            raise
+        reason = f"{error.filename or 'a file'}: {error.strerror}; give a path that may be read and written, with space"
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        reason = (
+            f"out of memory: {str(error).splitlines()[0]:.160}; ask for less at once: a smaller train.micro_batch, "
+            "test.batch_size or data.clip_len, --model.memory=low, fewer --workers"
+        )
+    print("msg3d-fast: " + " ".join(reason.split()), file=sys.stderr)
+    return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's error, torch's of a GPU, and of a CPU, for which torch has no type of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in ("DefaultCPUAllocator", "bad_alloc"))
 
 
 def _run(argv: list[str]) -> int:

@@ -67,7 +67,7 @@ class DataConfig:
     val_split: str | None = option("val", "split validated after each epoch; null: none")
     test_split: str | None = option("val", "split of the final test; null: every clip")
     stream: Literal["j", "b", "jm", "bm"] = option("j", "joint, bone, joint motion or bone motion")
-    clip_len: int = option(100, "frames sampled from each clip", at_least=1)
+    clip_len: int = option(100, "frames sampled from each clip", at_least=1, at_most=10**6)
     normalize: Literal["auto", "2d", "3d", "center", "box", "none"] = option(
         "auto", "by image size, body axes, body centre alone or clip box; auto: what the data allow"
     )
@@ -123,7 +123,9 @@ class TrainConfig:
 
 @dataclass
 class TestConfig:
-    num_clips: int = option(10, "clips sampled from each sample; their probabilities are averaged", at_least=1)
+    num_clips: int = option(
+        10, "clips sampled from each sample; their probabilities are averaged", at_least=1, at_most=10**4
+    )
     batch_size: int = option(32, "clips per forward pass", at_least=1)
     average: Literal["prob", "score"] = option("prob", "mean of the probabilities, or softmax of the mean logits")
     checkpoint: Literal["last", "best"] = option("last", "which of the run's checkpoints; best was chosen on val_split")

@@ -339,7 +339,7 @@ def evaluate(
         model = load_checkpoint(path, device=device, backend=backend)
         layout, classes = get_layout(model.hparams["layout"]), model.hparams["num_classes"]
         fitting = replace(config.model, layout=layout, num_classes=classes, in_channels=model.hparams["in_channels"])
-        clips = open_clips(replace(config, model=fitting))
+        clips = open_clips(replace(config, model=fitting), path)
         check_network({**asdict(config.model), "layout": None}, model.hparams, path)
         split, slots = config.data.test_split, model.hparams["num_person"]
         pipeline = make_pipeline(config, clips, split, slots, num_clips=config.test.num_clips)

@@ -34,12 +34,23 @@ def choose_backend(config: Config, device: torch.device) -> tuple[str, str]:
     return backend, ""
 
 
-def open_clips(config: Config) -> data.ClipSet:
+def open_clips(config: Config, checkpoint: str | Path | None = None) -> data.ClipSet:
     """The data set of the configuration.
 
+    Args:
+        config: says which, and the network that it is for.
+        checkpoint: whose network that is, for messages; None: the configuration's.
+
     Raises:
-        UserError: no path given, a file that cannot be read, joints or labels that do not fit `config.model`.
+        UserError: no path given, a file that cannot be read, joints, channels or labels that do not fit `config.model`.
     """
+
+    def misfit(found: str, key: str, wanted: object) -> UserError:
+        whose, fix = f"model.{key} is", f"set --model.{key}, or null to take the data's"
+        if checkpoint is not None:
+            whose, fix = f"the network of {checkpoint} has {key}", "choose other data or another checkpoint"
+        return UserError(f"{config.data.path}: {found}, {whose} {wanted}; {fix}")
+
     if config.data.path is None:
         raise UserError(
             "data.path: none given; add --data.path=FILE (.pkl, .npz, a store folder, embedded or synthetic)"
@@ -48,20 +59,18 @@ def open_clips(config: Config) -> data.ClipSet:
     if config.model.layout is not None:
         layout = get_layout(config.model.layout)
         if layout.num_joints != clips.layout.num_joints:
-            raise UserError(
-                f"{config.data.path}: has {clips.layout.num_joints} joints ({clips.layout.name}), model.layout is "
-                f"{layout.name} with {layout.num_joints}; set --model.layout, or null to take the data's"
-            )
+            found = f"has {clips.layout.num_joints} joints ({clips.layout.name})"
+            raise misfit(found, "layout", f"{layout.name} with {layout.num_joints}")
+    if config.model.in_channels not in (None, channels := clips.keypoint.shape[-1]):
+        raise misfit(f"has {channels} channels ({clips.channels})", "in_channels", config.model.in_channels)
     classes = config.model.num_classes or clips.num_classes
     if clips.multi_label:
         return _with_classes(config, clips, classes)
     bad = (clips.label < 0) | (clips.label >= classes)
     if bad.any():
         first = int(bad.argmax())
-        raise UserError(
-            f"{config.data.path}: clip {clips.frame_dir[first]} has label {clips.label[first]}, expected 0 to "
-            f"{classes - 1} ({int(bad.sum())} such clips); set --model.num_classes or correct the file"
-        )
+        found = f"clip {clips.frame_dir[first]} has label {clips.label[first]}, expected 0 to {classes - 1}"
+        raise misfit(f"{found} ({int(bad.sum())} such clips)", "num_classes", classes)
     return clips
 
 

@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, and one line for every wrong input."""
 
+import errno
 import functools
 import json
 import os
@@ -141,6 +142,11 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (["train", "--config", "quickstart", "--model.layout=openpose26"], ["'openpose26'", "openpose25"]),
         (["train", "--config", "quickstart", "--model.layout=coco"], ["25 joints", "17"]),
         (["train", "--config", "quickstart", "--model.num_classes=5"], ["label", "num_classes"]),
+        (
+            ["train", "--config", "quickstart", "--model.in_channels=2"],
+            ["has 3 channels (xys)", "model.in_channels is 2"],
+        ),
+        (["train", "--config", "custom", "--data.path=" + 300 * "x"], ["xxx: File name too long"]),
         (["train", "--config", "quickstart", "--device=cuda:99"], ["cuda:99"]),
         (["train", "--config", "quickstart", "--device=abacus"], ["'abacus'"]),
         (["train", "--config", "quickstart", "--data.train_split=xsub"], ["'xsub'", "block_train"]),
@@ -213,7 +219,9 @@ def test_wrong_checkpoints(clips: Path, trained: Path, tmp_path: Path, capsys: p
     line = fails(capsys, *train(trained, clips, "--train.epochs=1", "--model.base_channels=12"))
     assert "model.base_channels=6" in line
     line = fails(capsys, "test", "--config", "quickstart", "--checkpoint", wide, "--run-dir", str(tmp_path / "other"))
-    assert "joints" in line
+    assert f"has 25 joints (openpose25), the network of {wide} has layout custom with 5; choose other data" in line
+    line = fails(capsys, "test", "--run-dir", str(trained), "--data.path=synthetic")
+    assert f"has label 4, expected 0 to 3 (200 such clips), the network of {trained / 'last.ckpt'} has" in line
     line = fails(capsys, "test", "--run-dir", str(trained), "--model.base_channels=12")
     assert "its network has base_channels 6, model.base_channels is 12" in line
     assert not (tmp_path / "wide").exists()
@@ -263,6 +271,54 @@ def test_our_faults_have_a_traceback(clips: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("Unable to allocate 8.00 TiB"), "out of memory: Unable to allocate 8.00 TiB; ask for less"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB\nGPU 0 has"),
+            "Tried to allocate 3 GiB; ask",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "a smaller train.micro_batch"),
+        (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "data/a.npz"), "data/a.npz: Permission denied"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_machine_does_not_allow_is_one_line(
+    error: Exception, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_train", fail)
+    assert words in fails(capsys, "train", "--config", "custom")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "--config", "custom"], "; the same command goes on from the last checkpoint"),
+        (
+            ["train", "--config", "custom", "--no-resume"],
+            "; the same command without --no-resume goes on from the last",
+        ),
+        (["prepare", "a", "b"], "; the same command goes on from what it has read"),
+        (["doctor"], "interrupted\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_goes_on_after_an_interrupt(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, f"_{argv[0]}", interrupt)
+    assert cli.main(argv) == 130
+    assert words in capsys.readouterr().err
 
 
 def test_interrupt_is_clean(clips: Path, tmp_path: Path) -> None:
