@@ -52,6 +52,10 @@ def add_verbs(verb: Any) -> None:
     command.add_argument("--out", default=".", metavar="DIR", help="folder of the files ID.gif; default: this one")
     command.add_argument("--fps", type=float, default=15.0, metavar="F", help="frames per second; default: 15")
 
+    _add_checkpoint(
+        verb("checkpoint", None, "Look at a checkpoint, or convert it.", "msg3d-fast checkpoint info best.ckpt")
+    )
+
 
 def _export(options: argparse.Namespace) -> None:
     from . import export
@@ -125,3 +129,71 @@ def _view(options: argparse.Namespace) -> None:
 
     files = view(options.data, options.ids, options.out, run=options.run_dir, fps=options.fps)
     print(f"wrote {', '.join(map(str, files))}")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    verbs = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    info = verbs.add_parser("info", help="what a file holds", epilog="example:\n  msg3d-fast checkpoint info best.ckpt")
+    info.add_argument("file")
+    info.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(call=_checkpoint_info)
+    convert = verbs.add_parser(
+        "convert",
+        help="write it in another format",
+        epilog="example:\n  msg3d-fast checkpoint convert ntu60.pth ntu60.ckpt\n"
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.pth --format mmaction2\n"
+        "  msg3d-fast checkpoint convert runs/mine/best.ckpt mine.safetensors",
+    )
+    convert.add_argument("source")
+    convert.add_argument("destination")
+    convert.add_argument("--format", default="msg3d_fast", choices=("msg3d_fast", "mmaction2", "pyskl", "original"))
+    convert.add_argument("--layout", metavar="NAME", help="skeleton, where the file does not tell it")
+    convert.add_argument("--finetune", type=int, metavar="N", help="replace the classifier by a fresh one of N classes")
+    convert.add_argument(
+        "--optimizer",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="take the optimizer state along, from the source or from FILE (the authors' checkpoints/checkpoint-*.pt)",
+    )
+    convert.add_argument("--publish", action="store_true", help="end its name in 8 digits of its sha256, as MMAction2")
+    convert.set_defaults(call=_checkpoint_convert)
+
+
+def _checkpoint_info(options: argparse.Namespace) -> None:
+    import json
+
+    from .checkpoint import describe_file
+
+    found = describe_file(options.file, layout=options.layout)
+    if options.json:
+        print(json.dumps({"file": options.file, **found}, indent=2))
+        return
+    print(f"{options.file}: format {found['format']}, {found['parameters'] / 1e6:.2f} M parameters")
+    for part in ("hparams", "about", "optimizer", "training"):
+        for key, value in found.get(part, {}).items():
+            print(f"  {'' if part == 'hparams' else part + ' '}{key}: {value}")
+
+
+def _checkpoint_convert(options: argparse.Namespace) -> None:
+    from .checkpoint import convert_file, publish_file
+
+    if options.publish:
+        if options.optimizer is not None:
+            raise UserError("checkpoint convert: published weights have no optimizer state; leave out --optimizer")
+        source, path = publish_file(
+            options.source, options.destination, options.format, layout=options.layout, num_classes=options.finetune
+        )
+        print(f"wrote {path}: {options.format}, from {source}; optimizer state and history left out")
+        return
+    source = convert_file(
+        options.source,
+        options.destination,
+        options.format,
+        layout=options.layout,
+        num_classes=options.finetune,
+        optimizer=options.optimizer,
+    )
+    left_out = "" if options.optimizer is not None else "; optimizer state and history left out"
+    print(f"wrote {options.destination}: {options.format}, from {source}{left_out}")

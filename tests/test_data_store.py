@@ -196,7 +196,7 @@ def test_prepare_keeps_the_same_and_never_overwrites_another(tmp_path: Path) -> 
         with pytest.raises(UserError, match="holds other clips than"):
             other()
     (tmp_path / "notes").mkdir()
-    with pytest.raises(UserError, match="not a store"):
+    with pytest.raises(UserError, match="exists and is no store"):
         prepare(tmp_path / "a.npz", tmp_path / "notes")
     with pytest.raises(UserError, match="exists already"):
         write_store(small(), tmp_path / "notes")

@@ -129,11 +129,30 @@ def test_two_at_once_and_places_that_cannot_be_written(tmp_path: Path, capsys: p
     assert "another process is preparing it" in line
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(capsys, "prepare", str(source), str(tmp_path / "file/s"))
+    for taken in ("file", "raw"):
+        assert f"{taken}: exists and is no store" in fails(capsys, "prepare", str(source), str(tmp_path / taken))
     if os.geteuid():
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "cannot be written: Permission denied" in fails(
             capsys, "prepare", str(source), str(tmp_path / "locked/s")
         )
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--workers", "-1"], "workers is -1, expected 1 or more"),
+        (["--max-person", "0"], "max_person is 0, expected 1 or more"),
+        (["--valid-ratio", "nan"], "valid_ratio is nan, expected 0 to 1"),
+        (["--box-thr", "7"], "box_thr is 7.0, expected 0 to 1"),
+        (["--img-shape", "0", "5"], "img_shape is (0, 5), expected height and width"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_numbers_that_make_no_sense(
+    option: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in fails(capsys, "prepare", "synthetic", str(tmp_path / "s"), *option)
 
 
 def test_a_full_disk_keeps_what_was_read(tmp_path: Path) -> None:

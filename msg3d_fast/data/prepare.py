@@ -72,6 +72,10 @@ def prepare(
     place, stored = Path(destination), check_dtype(dtype)
     if channels is not None and channels not in CHANNELS:
         raise UserError(f"channels are {channels!r}, expected one of {', '.join(CHANNELS)}")
+    if workers < 1:
+        raise UserError(f"workers is {workers}, expected 1 or more")
+    if place.exists() and not (place / "meta.json").exists():
+        raise UserError(f"{place}: exists and is no store; choose another destination, the folder of a new store")
     given = Options(layout=None if layout is None else get_layout(layout), channels=channels, **options)
     skipped: list[str] = []
     job = _open(source, format, given, skipped)
@@ -180,7 +184,7 @@ def _batches(job: Job, dtype: np.dtype, parts: Sequence[Sequence[Any]], workers:
     # A server that forks has no threads which a fork would leave half dead, and imports NumPy and torch once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(job.without(), dtype))
+    pool = ProcessPoolExecutor(min(workers, len(parts)), context, initializer=_start, initargs=(job.without(), dtype))
     try:
         waiting: deque[Any] = deque()
         for pieces in parts:

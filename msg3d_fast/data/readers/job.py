@@ -31,7 +31,11 @@ class Bad(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about a source; what is None is told from the source, or does not apply."""
+    """What the user says about a source; what is None is told from the source, or does not apply.
+
+    Raises:
+        UserError: a number that no source can have.
+    """
 
     layout: Layout | None = None
     channels: str | None = None
@@ -44,6 +48,15 @@ class Options:
     valid_ratio: float | None = None
     max_person: int | None = None
     img_shape: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_person is not None and self.max_person < 1:
+            raise UserError(f"max_person is {self.max_person}, expected 1 or more")
+        for name in ("valid_ratio", "box_thr"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}, expected 0 to 1")
+        if self.img_shape is not None and min(self.img_shape) < 1:
+            raise UserError(f"img_shape is {tuple(self.img_shape)}, expected height and width in pixels")
 
 
 @dataclass(frozen=True)
