@@ -111,18 +111,18 @@ def mutated(data: bytes, kind: str, place: int, length: int, new: bytes) -> byte
 
 @contextlib.contextmanager
 def in_time(seconds: int) -> Iterator[None]:
-    """What takes longer is a hang. (An AssertionError would be taken for a bad file.)"""
+    """What computes for longer hangs, however busy the machine. (An AssertionError would be taken for a bad file.)"""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt(f"no answer in {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def one_line(error: UserError) -> dict[str, str]:
