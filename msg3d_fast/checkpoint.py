@@ -310,6 +310,11 @@ def _weights(content: Mapping[str, Any]) -> tuple[State, str]:
         )
     state = {re.sub(r"^.*\b(module|_orig_mod)\.", "", str(key)): value for key, value in inside.items()}
     state = {key: value for key, value in state.items() if not key.startswith("data_preprocessor.")}
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise UserError(f"{key} is no array of plain numbers ({value.dtype}, {value.layout}); save it as one")
+        if not value.isfinite().all():
+            raise UserError(f"{key} holds NaN or infinity: its training diverged; take an earlier checkpoint")
     source = recognise(state)
     if content.get("format") != "msg3d_fast":
         return state, source

@@ -60,6 +60,8 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        if path.is_dir():
+            raise UserError(f"checkpoint {path} is a folder; give a file in it, such as {path / 'last.ckpt'}")
         if not path.stat().st_size:
             raise UserError(f"checkpoint {path} is empty; copy or save it again")
         with path.open("rb") as file:

@@ -197,6 +197,8 @@ def graph_of(A: Tensor, layout: str | Layout | Mapping[str, Any] | None) -> Layo
     def fits(candidate: Layout) -> bool:
         return any(torch.equal(A, binary_adjacency(candidate, flavour).to(A)) for flavour in ("mmaction2", "original"))
 
+    if A.ndim != 2 or A.shape[0] != A.shape[1]:
+        raise UserError(f"backbone.A is {tuple(A.shape)}, expected (joints, joints)")
     edges = A.triu(1).nonzero().tolist()
     known = [name for name in layouts_with(len(A)) if fits(get_layout(name))]
     if layout is not None:

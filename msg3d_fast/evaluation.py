@@ -21,6 +21,7 @@ from . import distributed, visualize
 from .checkpoint import load_checkpoint
 from .config import Config, TestConfig
 from .data import Pipeline
+from .errors import UserError
 from .experiment import check_network, choose_backend, make_pipeline, open_clips
 from .graph import get_layout
 from .inference import fuse
@@ -296,10 +297,18 @@ def report(
         folder: locked run folder.
         config: clips, batch size and averaging.
         features: write features.npz, too.
+
+    Raises:
+        UserError: scores that are not finite, of which nothing is written.
     """
     start = time.monotonic()
     scores, pooled = predict_scores(model, pipeline, config.batch_size, average=config.average, features=features)
     clips = pipeline.clipset
+    if (bad := ~np.isfinite(scores).all(1)).any():
+        raise UserError(
+            f"{clips.name}: the scores of clip {clips.frame_dir[bad.argmax()]} are not finite ({int(bad.sum())} such "
+            "clips); look at its poses, or take another checkpoint"
+        )
     labels = np.asarray(clips.label, np.int64)
     metrics = {
         **metrics_of(scores, labels),

@@ -119,9 +119,13 @@ def check_network(wanted: Mapping[str, Any], found: Mapping[str, Any], path: str
     """Raise UserError unless a checkpoint's network has the sizes that are wanted; None is no wish."""
     for key in ("layout", "in_channels", "base_channels", "num_gcn_scales", "num_g3d_scales", "num_person"):
         if wanted[key] is not None and found[key] != wanted[key]:
+            theirs, ours = (
+                f"{value['name']} with {value['num_node']} joints" if isinstance(value, dict) else value
+                for value in (found[key], wanted[key])
+            )
             raise UserError(
-                f"checkpoint {path}: its network has {key} {found[key]}, model.{key} is {wanted[key]}; set "
-                f"--model.{key} to the checkpoint's, or choose another checkpoint"
+                f"checkpoint {path}: its network has {key} {theirs}, model.{key} is {ours}; set --model.{key} to the "
+                "checkpoint's, or choose another checkpoint"
             )
 
 

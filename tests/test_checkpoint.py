@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,9 +263,16 @@ def write_old_truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def write_other(path: Path, key: str, change: Callable[[Tensor], Tensor]) -> None:
+    """A bare state dict in which one tensor is another."""
+    state = lived_in().state_dict()
+    torch.save({**state, key: change(state[key])}, path)
+
+
+FC = "cls_head.fc.weight"
 BAD_FILES = {
     "absent": (lambda path: None, "No such file"),
-    "folder": (Path.mkdir, "Is a directory"),
+    "folder": (Path.mkdir, "is a folder; give a file in it"),
     "empty": (write_empty, "is empty"),
     "truncated": (write_truncated, "is truncated"),
     "old_truncated": (write_old_truncated, "is truncated"),
@@ -294,6 +302,11 @@ BAD_FILES = {
         lambda path: torch.save({k: v for k, v in lived_in().state_dict().items() if "tcn2" not in k}, path),
         "it lacks backbone.tcn2",
     ),
+    "flat_graph": (lambda path: write_other(path, "backbone.A", lambda A: A[0]), r"backbone.A is \(17,\), expected"),
+    "not_finite": (lambda path: write_other(path, FC, lambda x: x / 0), f"{FC} holds NaN or infinity"),
+    "sparse": (lambda path: write_other(path, FC, Tensor.to_sparse), f"{FC} is no array of plain numbers"),
+    "complex": (lambda path: write_other(path, FC, lambda x: x + 0j), f"{FC} is no array of plain numbers"),
+    "meta": (lambda path: write_other(path, FC, lambda x: x.to("meta")), f"{FC} is no array of plain numbers"),
 }
 
 

@@ -19,8 +19,9 @@ import torch
 from tiny import ROOT, fails, settings, start
 
 from msg3d_fast import _library, cli
-from msg3d_fast.checkpoint import load_checkpoint, load_file
+from msg3d_fast.checkpoint import load_checkpoint, load_file, save_checkpoint
 from msg3d_fast.errors import UserError
+from msg3d_fast.model import Recognizer
 
 VERBS = ["quickstart", "train", "test", "predict", "ensemble", "reproduce", "export", "flops", "bench"]
 VERBS += ["view", "prepare", "checkpoint", "doctor"]
@@ -216,6 +217,10 @@ def test_wrong_checkpoints(clips: Path, trained: Path, tmp_path: Path, capsys: p
     wide = str(trained / "best.ckpt")
     line = fails(capsys, *train(tmp_path / "wide", clips, "--model.base_channels=12", f"--model.checkpoint={wide}"))
     assert "base_channels 6" in line
+    other = tmp_path / "other.pth"
+    save_checkpoint(Recognizer("coco", 4, base_channels=6, num_gcn_scales=3, num_g3d_scales=2), other)
+    line = fails(capsys, *train(tmp_path / "wide", clips, f"--model.checkpoint={other}"))
+    assert "its network has layout coco, model.layout is custom with 5 joints; set" in line
     line = fails(capsys, *train(trained, clips, "--train.epochs=1", "--model.base_channels=12"))
     assert "model.base_channels=6" in line
     line = fails(capsys, "test", "--config", "quickstart", "--checkpoint", wide, "--run-dir", str(tmp_path / "other"))
@@ -233,6 +238,19 @@ def test_wrong_checkpoints(clips: Path, trained: Path, tmp_path: Path, capsys: p
     line = fails(capsys, *train(torn, clips, "--train.epochs=1"))
     assert "last.ckpt" in line
     assert len((torn / "last.ckpt").read_bytes()) == len(whole) // 2
+
+
+def test_scores_that_are_not_finite_are_not_reported(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = load_file(trained / "last.ckpt")
+    content["state_dict"]["backbone.data_bn.running_var"].fill_(-1)
+    torch.save(content, tmp_path / "bad.ckpt")
+    run = tmp_path / "run"
+    test = ["test", "--config", str(trained / "config.yaml"), "--run-dir", str(run)]
+    line = fails(capsys, *test, "--checkpoint", str(tmp_path / "bad.ckpt"))
+    assert "the scores of clip clip00 are not finite (9 such clips)" in line
+    assert not run.exists()
 
 
 def test_full_disk_keeps_the_checkpoint(clips: Path, trained: Path, tmp_path: Path) -> None:
