@@ -148,6 +148,8 @@ def save_checkpoint(
     Raises:
         UserError: an unknown format, a model that the upstream could not build, or a file that cannot be written.
     """
+    if not isinstance(model, Recognizer):
+        raise UserError(f"a checkpoint holds a Recognizer, found {type(model).__name__}; give the model before fuse")
     path = Path(path)
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     published = path.suffix == ".safetensors"

@@ -9,7 +9,7 @@ Matrices are indexed [scale, source, destination], as MMAction2's checkpoints st
 2020, section 3; mmaction2 `projects/msg3d/models`; MS-G3D `graph/tools.py` and `graph/ntu_rgb_d.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from operator import index
@@ -56,7 +56,7 @@ class Layout:
 
         if not isinstance(self.name, str):
             raise UserError(f"a layout has the name {self.name!r:.60}, expected text")
-        if isinstance(self.joint_names, str) or not isinstance(self.joint_names, Sequence):
+        if isinstance(self.joint_names, str) or not isinstance(self.joint_names, Iterable):
             raise UserError(f"layout {self.name!r}: joint_names is {self.joint_names!r:.60}, expected a list of names")
         put("joint_names", tuple(str(name) for name in self.joint_names))
         put("inward", self._pairs("inward", self.inward))
@@ -149,7 +149,11 @@ def get_layout(layout: str | Layout | Mapping[str, Any]) -> Layout:
     missing = {"num_node", "inward", "center"} - set(layout)
     unknown = set(layout) - {"num_node", "inward", "center"} - optional
     if missing or unknown:
-        wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown key {', '.join(sorted(unknown))}"
+        wrong = (
+            f"lacks {', '.join(sorted(missing))}"
+            if missing
+            else f"has unknown key {', '.join(sorted(map(str, unknown)))}"
+        )
         perhaps = ", ".join(sorted(optional))
         raise UserError(f"layout dict {wrong}; expected num_node, inward, center and perhaps {perhaps}")
     num_node = layout["num_node"]

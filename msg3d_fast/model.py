@@ -157,6 +157,8 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 
 def check_clips(x: Tensor, layout: Layout, num_person: int, in_channels: int, dtype: torch.dtype) -> None:
     """Raise UserError unless `x` holds clips (N, num_person, T, V, in_channels) of `layout` and `dtype`."""
+    if not isinstance(x, Tensor):
+        raise UserError(f"input is a {type(x).__name__}, expected a tensor; make one with torch.as_tensor")
     if x.ndim != 5:
         raise UserError(f"input has shape {tuple(x.shape)}, expected (clips, persons, frames, joints, channels)")
     V = layout.num_joints

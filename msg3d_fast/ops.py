@@ -84,6 +84,9 @@ def ms_g3d(
     Equivalent to `reference.ms_g3d`.
     """
     chosen = resolve_backend(backend)
+    for name, value in (("x", x), ("A", A), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and (value is not None or name != "bias"):
+            raise UserError(f"ms_g3d: {name} is a {type(value).__name__}; expected a tensor: use torch.as_tensor")
     if chosen != "reference":
         x, A, weight, bias = prepared(chosen, x, A, weight, bias)
     elif _autocasts(x) and x.dtype != torch.float64:

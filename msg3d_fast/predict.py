@@ -276,8 +276,9 @@ class Stream:
             UserError: poses that the network cannot take.
         """
         poses, V, C = np.asarray(poses), self.predictor.layout.num_joints, self.predictor.in_channels
-        if poses.shape[1:] != (V, C) or poses.ndim != 3:
-            raise UserError(f"a frame has the shape {poses.shape}, expected (persons, {V} joints, {C} channels)")
+        if poses.shape[1:] != (V, C) or poses.ndim != 3 or poses.dtype.kind not in "fiu":
+            found = f"a {poses.dtype} array of shape {poses.shape}"
+            raise UserError(f"a frame is {found}, expected numbers (persons, {V} joints, {C} channels)")
         self._frames.append(poses)
         self._pushed += 1
         behind = self._pushed - self._frames.maxlen

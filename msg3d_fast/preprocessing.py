@@ -50,6 +50,11 @@ class Preprocessing:
     dtype: str = "float32"
     img_shape: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        for name, choices in (("average", ("prob", "score")), ("dtype", ("float16", "float32", "float64"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+
     def plain(self) -> dict[str, Any]:
         """The fields as a checkpoint and JSON can hold them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

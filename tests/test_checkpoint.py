@@ -241,6 +241,8 @@ def test_upstreams_that_could_not_build_the_model(tmp_path: Path) -> None:
         save_checkpoint(lived_in(), tmp_path / "a.pth", format="onnx")
     with pytest.raises(UserError, match="no place for our training state"):
         save_checkpoint(lived_in(), tmp_path / "a.pth", format="pyskl", training={})
+    with pytest.raises(UserError, match="a checkpoint holds a Recognizer, found Linear; give the model before fuse"):
+        save_checkpoint(torch.nn.Linear(2, 2), tmp_path / "a.pth")
     assert not list(tmp_path.iterdir())
 
 

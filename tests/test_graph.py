@@ -152,6 +152,7 @@ def test_registering(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"bones": [(0, 0), (1, 0)]}, "bones must list each of the 4 joints once"),
         ({"mode": "spatial"}, "unknown key mode"),
         ({"edges": []}, "unknown key edges"),
+        ({"edges": [], 1: 2}, "unknown key 1, edges"),
     ],
 )
 def test_skeletons_that_are_none(change: dict, message: str) -> None:

@@ -241,6 +241,7 @@ def test_gradients() -> None:
         (lambda: fuse(build(num_gcn_scales=65)), "a graph convolution of 65 scales.*fuse takes up to 64"),
         (lambda: fuse(build())(torch.randn(1, 2, 4, 25, 3)), "input has 25 joints .nturgb"),
         (lambda: fuse(build())(torch.randn(1, 1, 4, 17, 3)), "input has 1 persons"),
+        (lambda: fuse(build())([[1, 2]]), "input is a list, expected a tensor"),
         (
             lambda: fuse(build())(torch.randn(1, 2, 4, 17, 3).double()),
             "input is torch.float64, this model is torch.float32",

@@ -174,6 +174,8 @@ def test_types_and_batches_that_do_not_fit() -> None:
     for wrong in (x.double(), x.long(), x.half()):
         with pytest.raises(UserError, match=f"input is {wrong.dtype}, this model is torch.float32; convert"):
             model(wrong)
+    with pytest.raises(UserError, match="input is a ndarray, expected a tensor"):
+        model(x.numpy())
     with pytest.raises(UserError, match="one clip of one frame has no statistics to train"):
         model(x[:1, :, :1])
     assert model.eval()(x[:1, :, :1]).shape == (1, 5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from problems import LONG, MEDIUM, PROBLEMS, SMALL, Problem, gradients
@@ -200,6 +201,13 @@ def test_errors_say_the_same_everywhere(case: str, way: Callable[..., Tensor]) -
     with pytest.raises(RuntimeError if way is through_operator else UserError) as caught:
         way(**wrong_call(changes))
     assert str(caught.value) == f"ms_g3d: {line}"
+
+
+@pytest.mark.parametrize("name", ["x", "A", "weight", "bias"])
+def test_what_is_no_tensor(name: str) -> None:
+    for backend in ("native", "reference"):
+        with pytest.raises(UserError, match=f"ms_g3d: {name} is a ndarray; expected a tensor: use torch.as_tensor"):
+            ops.ms_g3d(**wrong_call({name: np.zeros((2, 3))}), backend=backend)
 
 
 def test_half_precision_without_autocast() -> None:

@@ -156,6 +156,9 @@ def test_image_size_is_asked_for_where_it_counts() -> None:
     assert (predictor(pose, img_shape=(480, 640)) != predictor(pose, img_shape=(1080, 1920))).any()
     usual = m.Predictor(network(normalize="2d", img_shape=(1080, 1920)))
     assert (usual(pose) == predictor(pose, img_shape=(1080, 1920))).all()
+    for wrong in ((0, 640), (480,), 480, ("a", "b"), (float("nan"), 1)):
+        with pytest.raises(UserError, match=r"img_shape is .* of clip 0, expected height and width in pixels"):
+            predictor(pose, img_shape=wrong)
 
 
 def test_missing_joints_are_cleaned_and_counted() -> None:
@@ -190,6 +193,10 @@ def test_wrong_poses_are_one_line(shape: tuple[int, ...], words: str) -> None:
 def test_wrong_settings_are_one_line() -> None:
     with pytest.raises(UserError, match="unknown setting 'steam'"):
         m.Predictor(network(), steam="b")
+    with pytest.raises(UserError, match="average is 'mean', expected one of prob, score"):
+        m.Predictor(network(), average="mean")
+    with pytest.raises(UserError, match="dtype is 'int8', expected one of float16"):
+        m.Predictor(network(), dtype="int8")
     with pytest.raises(UserError, match="2 names for 3 classes"):
         m.Predictor(network(), label_names=("a", "b"))
     model = network()
@@ -238,8 +245,9 @@ def test_stream_sees_the_last_frames() -> None:
     assert [nobody.push(np.zeros((0, 17, 3))) for _ in range(4)] == [None] * 4
     nobody.push(pose[:, 0])
     assert nobody.push(np.zeros((0, 17, 3))) is not None
-    with pytest.raises(UserError, match="expected \\(persons, 17 joints, 3 channels\\)"):
-        stream.push(np.zeros((1, 18, 3)))
+    for wrong in (np.zeros((1, 18, 3)), np.full((1, 17, 3), "a")):
+        with pytest.raises(UserError, match=r"array of shape .*, expected numbers \(persons, 17 joints, 3 channels\)"):
+            stream.push(wrong)
 
 
 def predict(*argv: Any) -> int:

@@ -77,6 +77,11 @@ class ClipSet(Ragged):
         for what, array in per_clip.items():
             if len(array) != num:
                 raise self._error(f"{what} has {len(array)} entries for {num} clips; every clip needs one")
+        if self.img_shape is not None:
+            sizes = np.asarray(self.img_shape)
+            if sizes.shape[1:] != (2,) or sizes.dtype.kind not in "fiu" or not (sizes > 0).all():
+                found = f"{sizes[0].tolist()!r:.60} of clip {self.frame_dir[0]}" if num else str(sizes.shape)
+                raise self._error(f"img_shape is {found}, expected height and width in pixels of every clip")
         for what, array in (("num_person", self.num_person), ("total_frames", self.total_frames)):
             if num and array.min() < 1:
                 raise self._error(f"clip {self.frame_dir[array.argmin()]} has {what} {array.min()}, expected 1 or more")
