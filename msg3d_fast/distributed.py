@@ -52,8 +52,19 @@ def devices(name: str) -> list[str]:
 
 
 def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun started this process as one of several.
+
+    Raises:
+        UserError: something else set some of its variables.
+    """
+    number = os.environ.get("WORLD_SIZE", "1")
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if not number.isdecimal() or (int(number) > 1 and absent):
+        others = f" and {', '.join(absent)} not" if absent else ""
+        raise UserError(
+            f"WORLD_SIZE is {number!r} in the environment{others}; start several processes with torchrun, or unset it"
+        )
+    return int(number) > 1
 
 
 def start(device: torch.device) -> None:

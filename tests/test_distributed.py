@@ -16,6 +16,7 @@ from tiny import ROOT, assert_same_run, config, settings
 
 from msg3d_fast import training
 from msg3d_fast.checkpoint import load_file
+from msg3d_fast.errors import UserError
 from msg3d_fast.run_folder import RunFolder
 
 # What each of two processes does: one step, with batch norm frozen or synchronised, then its own statistics, which are
@@ -53,6 +54,26 @@ def environment(**more: str) -> dict[str, str]:
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*TWO, *command], cwd=ROOT, env=environment(), capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2' in the environment and RANK, MASTER_ADDR, MASTER_PORT not; start"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE is 'two' in the"),
+    ],
+    ids=["alone", "no_number"],
+)
+def test_variables_that_torchrun_did_not_set(
+    variables: dict[str, str], words: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        training.train(config(clips), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("sync", [False, pytest.param(True, marks=pytest.mark.distributed)], ids=["frozen", "sync_bn"])

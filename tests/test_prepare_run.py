@@ -1,5 +1,6 @@
 """The run of `prepare`: killed and gone on with, in several processes, refused, and its command line."""
 
+import functools
 import json
 import os
 import re
@@ -120,6 +121,23 @@ def test_killed_at_random(tmp_path: Path) -> None:
         assert not place.exists() or check_store(place).fingerprint() == expected.fingerprint()
     assert main(["prepare", str(source), str(place), "--workers", "1"]) == 0
     assert check_store(place).fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize("moment", [0.3, 3.0])  # while the server of the workers imports torch, and while they read
+def test_an_interrupt_is_one_line(tmp_path: Path, moment: float) -> None:
+    """Of the whole group, as a terminal sends it."""
+    source, place = many(tmp_path / "raw", 6000), tmp_path / "s"
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    command = ("prepare", str(source), str(place), "--workers", "2")
+    with start(*command, start_new_session=True, preexec_fn=heed) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "s.partial").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 or place.exists()  # it was quicker
+    assert place.exists() or errors == "\nmsg3d-fast: interrupted; the same command goes on from what it has read\n"
 
 
 def test_two_at_once_and_places_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """From the files that one has to the store that training reads: parallel, resumable, checked, every bad file named."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +186,17 @@ def _batches(job: Job, dtype: np.dtype, parts: Sequence[Sequence[Any]], workers:
     # A server that forks has no threads which a fork would leave half dead, and imports NumPy and torch once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    with _interrupts_wait():
+        resource_tracker.ensure_running()  # which unblocks SIGINT
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # for the server and the workers, too
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     pool = ProcessPoolExecutor(min(workers, len(parts)), context, initializer=_start, initargs=(job.without(), dtype))
     try:
         waiting: deque[Any] = deque()
         for pieces in parts:
-            waiting.append(pool.submit(_work, pieces))
+            with _interrupts_wait():
+                waiting.append(pool.submit(_work, pieces))
             if len(waiting) > 3 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -200,6 +208,22 @@ def _batches(job: Job, dtype: np.dtype, parts: Sequence[Sequence[Any]], workers:
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hears of Ctrl-C at the end only: processes that are half started then would say so at length."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of it
+        yield
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard and callable(before):
+        before(signal.SIGINT, None)
 
 
 _JOB: tuple[Job, np.dtype] | None = None  # of a worker process
