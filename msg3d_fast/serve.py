@@ -47,6 +47,6 @@ class Handler:
             found = self.predictor.top(probabilities, int(asked.get("top", 5)))
         except UserError as error:
             return {"error": str(error)}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return {"error": f"no poses that can be read ({type(error).__name__}: {error!s:.80})"}
         return {"top": [{"name": name, "probability": probability} for name, probability in found]}

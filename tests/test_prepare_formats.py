@@ -364,6 +364,8 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
         ("columns: [a, b]", "columns name 2 columns, expected 9: xyz of each joint"),
         ("axes: TV", "axes are 'TV', expected letters of NMTVC"),
         ("img_shape: 3", "img_shape is 3, expected"),
+        ("frame: video", "holds '.*' where a number belongs"),
+        (2000 * "[", "table.yaml: cannot be read"),
     ):
         text = described.read_text()
         described.write_text(text + change + "\n")

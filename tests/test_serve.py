@@ -39,6 +39,8 @@ def test_handler_answers_as_the_predictor(tmp_path: Path) -> None:
         {"body": json.dumps({"poses": pose[:, :, :5].tolist()})},
         {"body": json.dumps({"poses": [[["nose"]]]})},
         {"body": json.dumps([1, 2])},
+        {"body": 100000 * "["},
+        {"body": body.replace('"top": 2', '"top": 1e999')},
     ]
     answers = handler.handle(requests, context)
     missing = pose.copy()
@@ -48,6 +50,6 @@ def test_handler_answers_as_the_predictor(tmp_path: Path) -> None:
     for answer in answers[:2]:
         assert [(one["name"], one["probability"]) for one in answer["top"]] == expected
     assert "5 joints" in answers[3]["error"]
-    for i in (2, 4, 5):
+    for i in (2, 4, 5, 6, 7):
         assert answers[i]["error"].startswith("no poses that can be read")
     json.dumps(answers)

@@ -80,7 +80,7 @@ def _description(options: Options) -> dict[str, Any]:
     path = options.table
     try:
         about = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({reason:.80}); see the README for what it holds") from None
     if not isinstance(about, dict):
@@ -190,7 +190,7 @@ class Tables(_Described):
         return found.pop()
 
     def _pose(self, lines: list[list[str]], column: dict[str, int], values: list[int]) -> np.ndarray:
-        numbers = np.array([[line[i].strip() or "nan" for i in values] for line in lines]).astype(np.float64)
+        numbers = _numbers([[line[i].strip() or "nan" for i in values] for line in lines])
         poses = numbers.reshape(len(lines), self.layout.num_joints, -1)
         frame, person = np.arange(len(lines)), np.zeros(len(lines), int)
         if "person" in column:
@@ -198,7 +198,7 @@ class Tables(_Described):
             order = {one: m for m, one in enumerate(dict.fromkeys(ids))}
             person = np.array([order[one] for one in ids])
         if "frame" in column:
-            stamps = np.array([line[column["frame"]].strip() for line in lines]).astype(np.float64)
+            stamps = _numbers([line[column["frame"]].strip() for line in lines])
             frame = np.unique(stamps, return_inverse=True)[1].reshape(-1)
         elif "person" in column:
             frame = np.array([(person[:i] == m).sum() for i, m in enumerate(person)])
@@ -209,6 +209,14 @@ class Tables(_Described):
         data = np.zeros((person.max() + 1, frame.max() + 1, *poses.shape[1:]))
         data[person, frame] = poses
         return data
+
+
+def _numbers(cells: list[Any]) -> np.ndarray:
+    try:
+        return np.array(cells).astype(np.float64)
+    except ValueError as error:
+        word = str(error).partition("'")[2].rpartition("'")[0]
+        raise Bad(f"holds {word!r:.40} where a number belongs") from None
 
 
 class Arrays(_Described):
