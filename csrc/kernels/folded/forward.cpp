@@ -51,7 +51,7 @@ Layout lay_out(const Network<T>& network, int64_t frames, int64_t panels) {
     if (aggregates) layout.scratch += chunk;
     T_in = T_out;
   }
-  layout.x_frames = frames + 2 * layout.before + kQuad;
+  layout.x_frames = frames + 2 * layout.before + kTogether;
   const auto place = [&](int64_t size) {
     const int64_t offset = layout.person;
     layout.person += (size + kPanel - 1) / kPanel * kPanel;

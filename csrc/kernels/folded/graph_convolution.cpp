@@ -30,7 +30,7 @@ int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints, i
 template <typename T>
 int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints) {
   const int64_t rows = conv.scales * conv.window * joints;
-  return rows * kPanel + kQuad * rows * conv.in;
+  return 2 * kTogether * rows * conv.in;
 }
 
 template <typename T>
@@ -111,24 +111,25 @@ template <typename T>
 void aggregate_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t x_frames, int64_t before,
                      int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product) {
   const int64_t nodes = conv.window * joints, rows = conv.scales * nodes, width = conv.scales * conv.in;
-  T* sums = scratch;                   // ((k,w,v), 16)
-  T* features = sums + rows * kPanel;  // (frame, (w,v), (k,c))
+  const int64_t panels = kTogether * conv.in / kPanel;
+  T* sums = scratch;                            // (panel, (k,w,v), 16)
+  T* features = sums + panels * rows * kPanel;  // (frame, (w,v), (k,c))
   std::vector<Segment<T>> slots(conv.window);
-  for (int64_t t = begin; t < end; t += kQuad) {
-    const int64_t count = std::min(kQuad, end - t);
-    for (int64_t p = 0; p < conv.in * kQuad / kPanel; ++p) {
-      for (int64_t s = 0; s < conv.window; ++s) {
-        const T* slot = x + (before + t + s * conv.dilation - conv.padding()) * conv.in + p * kPanel;
-        slots[s] = {conv.adjacency + s * joints, 0, nodes, slot, 0, x_frames * conv.in, joints};
-      }
-      product({slots.data(), conv.window, 1, rows, sums, 0, kPanel});
-      for (int64_t quarter = 0; quarter < kPanel / 4; ++quarter) {
-        const int64_t column = p * kPanel + quarter * 4, frame = column / conv.in, channel = column % conv.in;
-        for (int64_t k = 0; k < conv.scales; ++k) {
-          for (int64_t node = 0; node < nodes; ++node) {
-            std::memcpy(features + (frame * nodes + node) * width + k * conv.in + channel,
-                        sums + (k * nodes + node) * kPanel + quarter * 4, 4 * sizeof(T));
-          }
+  for (int64_t t = begin; t < end; t += kTogether) {
+    const int64_t count = std::min(kTogether, end - t);
+    for (int64_t s = 0; s < conv.window; ++s) {
+      const T* slot = x + (before + t + s * conv.dilation - conv.padding()) * conv.in;
+      slots[s] = {conv.adjacency + s * joints, 0, nodes, slot, 0, x_frames * conv.in, joints, kPanel};
+    }
+    FusedProduct<T> aggregate{slots.data(), conv.window, 1, rows, sums, 0, kPanel};
+    aggregate.panels = panels, aggregate.c_panel = rows * kPanel;
+    product(aggregate);
+    for (int64_t column = 0; column < count * conv.in; column += 4) {
+      const T* sum = sums + column / kPanel * rows * kPanel + column % kPanel;
+      T* feature = features + column / conv.in * nodes * width + column % conv.in;
+      for (int64_t k = 0; k < conv.scales; ++k) {
+        for (int64_t node = 0; node < nodes; ++node) {
+          std::memcpy(feature + node * width + k * conv.in, sum + (k * nodes + node) * kPanel, 4 * sizeof(T));
         }
       }
     }

@@ -13,7 +13,7 @@
 namespace msg3d::folded {
 
 constexpr int64_t kWindowBlock = 8;  // windows that share a block of Z
-constexpr int64_t kQuad = 4;         // frames that the aggregate-first order takes at a time
+constexpr int64_t kTogether = 8;     // frames that the aggregate-first order takes at a time
 
 // Output channels [16 * first, 16 * (first + count)).
 struct Panels {

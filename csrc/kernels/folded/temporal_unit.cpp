@@ -56,7 +56,9 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
     std::fill(own, own + padding, T(0));
     std::fill(own + branch_h - padding, own + branch_h, T(0));
   }
-  for (int64_t branch = 0; branch <= kDilations; ++branch) {
+  // Branches of one panel are taken together, as the panels of one product, where they read the same frames.
+  const int64_t together = unit.slot == kPanel && unit.stride == 1 ? kDilations + 1 : 1;
+  for (int64_t branch = 0; branch <= kDilations; branch += together) {
     const bool every = reads_every_frame(unit, branch);
     const int64_t step = every ? 1 : unit.stride, first = (begin + step - 1) / step * step;
     if (first >= end) continue;
@@ -75,7 +77,8 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
                         step * frame_size, unit.slot};
     out.bias = unit.hidden_bias + channel;
     out.relu = true;
-    out.panels = unit.slot / kPanel;
+    out.panels = together * unit.slot / kPanel;
+    if (together > 1) out.c_panel = branch_h;
     product(out);
   }
 }

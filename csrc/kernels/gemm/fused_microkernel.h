@@ -22,7 +22,8 @@ struct FusedTile {
   static constexpr int kFree =
       (Target::kRegisters - 1 - kVectors) / kVectors;  // one register broadcasts a, kVectors hold b
   static constexpr int kMaxRows = kFree < 1 ? 1 : kFree > 14 ? 14 : kFree;  // 14: what Rows reaches
-  static constexpr int kAhead = 32;  // a is fetched so many values ahead: a prefetching unit loses so many streams
+  static constexpr int kAhead = 16;      // a is fetched so many values ahead: a prefetching unit loses so many streams
+  static constexpr int kRowsAhead = 48;  // and b so many rows: the first tile finds weights far away
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
   static inline __attribute__((always_inline)) Vector load(const T* p) {
@@ -165,6 +166,8 @@ struct FusedTile {
           for (int u = 0; u < 8; ++u) {
             step<kRows>(sum, a, u, b, b_panel);
             b += b_row;
+#pragma GCC unroll 2
+            for (int panel = 0; panel < kPanels; ++panel) __builtin_prefetch(b + kRowsAhead * b_row + panel * b_panel);
             MSG3D_OPAQUE_POINTER(b);
           }
           a.forward(8);
