@@ -12,6 +12,7 @@
 #include "torch/info.h"
 #include "torch/ms_g3d.h"
 #include "torch/mstcn.h"
+#include "torch/watch.h"
 
 STABLE_TORCH_LIBRARY(msg3d_fast, m) {
   msg3d::binding::gpu::define_operators(m);
@@ -25,9 +26,10 @@ STABLE_TORCH_LIBRARY(msg3d_fast, m) {
       " int window_dilation, bool float64) -> str");
   m.def("ms_g3d_set_order(str name) -> bool");
   m.def(
-      "folded_features(Tensor clips, Tensor sizes, Tensor weights, int num_features, bool skip_absent,"
+      "folded_network(Tensor clips, Tensor sizes, Tensor weights, Tensor fc_weight, Tensor fc_bias, bool skip_absent,"
       " Tensor? absent=None)"
-      " -> (Tensor features, Tensor present)");
+      " -> (Tensor logits, Tensor features, Tensor computed_absent)");
+  m.def("same_values(Tensor places, Tensor expected, Tensor near) -> bool");
 
   m.def(
       "collapse(Tensor x, Tensor weight, Tensor norm_x, Tensor norm_c, Tensor? other, Tensor? multiplicity, float eps)"
@@ -62,7 +64,8 @@ STABLE_TORCH_LIBRARY_IMPL(msg3d_fast, CPU, m) {
   m.impl("ms_g3d", TORCH_BOX(&msg3d::binding::ms_g3d));
   m.impl("ms_g3d_backward_input", TORCH_BOX(&msg3d::binding::ms_g3d_backward_input));
   m.impl("ms_g3d_backward_parameters", TORCH_BOX(&msg3d::binding::ms_g3d_backward_parameters));
-  m.impl("folded_features", TORCH_BOX(&msg3d::binding::folded_features));
+  m.impl("folded_network", TORCH_BOX(&msg3d::binding::folded_network));
+  m.impl("same_values", TORCH_BOX(&msg3d::binding::same_values));
   m.impl("ms_g3d_backward", TORCH_BOX(&msg3d::binding::ms_g3d_backward));
   m.impl("collapse", TORCH_BOX(&msg3d::binding::collapse));
   m.impl("collapse_backward", TORCH_BOX(&msg3d::binding::collapse_backward));

@@ -10,6 +10,7 @@ takes a multiple of 16 places, those without a channel have zero weights and sta
 """
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
@@ -26,6 +27,7 @@ from .model import Recognizer, check_clips, take
 from .modules import MSTCN, STMSGCN, MWMSG3DBlock
 
 GPU_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COUNTER = "num_batches_tracked"  # the only buffer that inference may let change
 PANEL = 16  # kPanel in csrc/kernels/gemm/fused_product.h
 LARGEST = 64  # scales, window and dilation that csrc/kernels/folded/network.h reads
 
@@ -175,31 +177,40 @@ def _pack(model: Recognizer) -> tuple[Tensor, Tensor, tuple[Tensor, int]]:
 
 
 class _Watch:
-    """Notices that a model's weights are no longer those that it was made from: a look takes 0.2 ms, or 0.7 after
-    a forward pass, which leaves nothing of them in the caches.
+    """Notices that a model's weights are no longer those that it was made from.
 
     A tensor may be replaced, get other memory, or be written in place, which torch counts. It does not count what is
     written through `.data` or by batch normalisation: one element of each tensor is compared for that.
+
+    After a forward pass nothing of all this is left in the caches. Waiting for one piece after another would take as
+    long as a twentieth of a forward pass: `near` has the addresses of the objects, which are fetched all at once.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        slots = [(d, name) for m in model.modules() for d in (m._parameters, m._buffers) for name in d]
-        slots = [(d, name) for d, name in slots if d[name] is not None and name != "num_batches_tracked"]
-        self._owners, self._names = [d for d, _ in slots], [name for _, name in slots]
-        self._tensors = [d[name] for d, name in slots]
+        self._owners = [d for m in model.modules() for d in (m._parameters, m._buffers) if d]
+        self._held = self._now()
+        self._tensors = [t for d in self._owners for name, t in d.items() if t is not None and name != COUNTER]
         self._counted = [t for t in self._tensors if not t.is_inference()]
-        seen = [t.detach() for t in self._tensors if t.is_cpu and t.is_contiguous() and t.numel()]
-        bits = [t.reshape(-1).view(torch.int16 if t.itemsize == 2 else torch.int32) for t in seen]
-        self._samples = [memoryview(t[len(t) // 2 :].numpy()) for t in bits]
+        seen = [t.detach().reshape(-1) for t in self._tensors if t.is_cpu and t.is_contiguous() and t.numel()]
+        self._seen = [t[len(t) // 2 :][:1].view(torch.int16)[:2] for t in seen]  # holds on to the memory
+        self._expected = torch.cat([torch.empty(0, dtype=torch.int16), *self._seen])
+        places = [t.data_ptr() + 2 * i for t in self._seen for i in range(len(t))]
+        self._places = torch.tensor(places, dtype=torch.int64)
+        objects = [*map(id, self._owners), *map(id, self._tensors), *(t._cdata for t in self._tensors)]
+        self._near = torch.tensor(objects)
         self._state = self._read()
 
-    def _read(self) -> tuple[list[int], list[int], list[int]]:
-        versions = list(map(attrgetter("_version"), self._counted))
-        return versions, list(map(Tensor.data_ptr, self._tensors)), [sample[0] for sample in self._samples]
+    def _now(self) -> list[Tensor | None]:
+        return list(chain.from_iterable(map(dict.values, self._owners)))
+
+    def _read(self) -> tuple[list[int], list[int]]:
+        return list(map(attrgetter("_version"), self._counted)), list(map(Tensor.data_ptr, self._tensors))
 
     def changed(self) -> bool:
-        now = map(dict.get, self._owners, self._names)
-        return not all(map(is_, now, self._tensors)) or self._read() != self._state
+        same = torch.ops.msg3d_fast.same_values(self._places, self._expected, self._near)
+        now = self._now()
+        held = len(now) == len(self._held) and all(map(is_, now, self._held))
+        return not (same and held and self._read() == self._state)
 
 
 class FusedRecognizer(nn.Module, ABC):
@@ -222,16 +233,13 @@ class FusedRecognizer(nn.Module, ABC):
         self._watch: _Watch | None = _Watch(model)
         super().train(False)
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self._pooled(x), self.fc_weight, self.fc_bias).to(x.dtype)
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
-        return self._pooled(x).to(x.dtype)
+        """Logits (N, num_classes)."""
 
     @abstractmethod
-    def _pooled(self, x: Tensor) -> Tensor:
-        """Mean of the last stage over persons, frames and joints, as `fc_weight` takes it."""
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
 
     def _check(self, x: Tensor) -> None:
         h = self.hparams
@@ -280,33 +288,24 @@ class PackedRecognizer(FusedRecognizer):
         self.register_buffer("places", places[0])
         self._absent: dict[int, Tensor] = {}  # by T: features (M, features) of persons that are not there
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x)[0]
+
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier looks at, (N, 4*base_channels), as `Recognizer.features`."""
-        return self._pooled(x)[:, self.places].to(x.dtype)
+        return self._run(x)[1][:, self.places].to(x.dtype)
 
-    def _pooled(self, x: Tensor) -> Tensor:
-        """Float64 (N, places of the last stage's channels)."""
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and float64 (N, places of the last stage's channels)."""
         self._check(x)
-        traced = torch.compiler.is_compiling()  # a graph holds no decisions on values: it computes every person
-        N, M, T = x.shape[:3]
-        skips = self.skip_absent and not traced
+        # A graph holds no decisions on values: it computes every person.
+        skips, T = self.skip_absent and not torch.compiler.is_compiling(), x.shape[2]
         known = self._absent.get(T) if skips else None
-        features, present = torch.ops.msg3d_fast.folded_features(
-            x.detach(), self.sizes, self.weights, self.fc_weight.shape[1], skips, known
+        logits, features, absent = torch.ops.msg3d_fast.folded_network(
+            x.detach(), self.sizes, self.weights, self.fc_weight, self.fc_bias, skips, known
         )
-        features = features.view(N, M, self.fc_weight.shape[1])
-        if skips and known is None and not present.all():
-            features = torch.where(present.view(N, M, 1), features, self._features_of_absent(x, T))
-        return features.mean(1)
-
-    def _features_of_absent(self, x: Tensor, T: int) -> Tensor:
-        """What a slot without a person contributes, (M, features): the same for every clip of T frames."""
-        if T not in self._absent:
-            nobody = torch.zeros(1, *x.shape[1:], dtype=x.dtype)
-            self._absent[T], _ = torch.ops.msg3d_fast.folded_features(
-                nobody, self.sizes, self.weights, self.fc_weight.shape[1], False
-            )
-        return self._absent[T]
+        if skips and len(absent):
+            self._absent[T] = absent
+        return logits, features
 
 
 class LayeredRecognizer(FusedRecognizer):
@@ -324,9 +323,9 @@ class LayeredRecognizer(FusedRecognizer):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.fc_bias.device.type, enabled=False):
-            return super().forward(x)
+            return F.linear(self.features(x), self.fc_weight, self.fc_bias)
 
-    def _pooled(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         self._check(x)
         N, M = x.shape[:2]
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # also when features() asks
@@ -393,9 +392,20 @@ def fuse(model: Recognizer, skip_absent: bool | None = None) -> FusedRecognizer:
 
 if _library.available():
 
-    @torch.library.register_fake("msg3d_fast::folded_features")
-    def _folded_features(
-        x: Tensor, sizes: Tensor, weights: Tensor, num_features: int, skip_absent: bool, absent: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        rows = x.shape[0] * x.shape[1]
-        return x.new_empty(rows, num_features, dtype=torch.float64), x.new_empty(rows, dtype=torch.bool)
+    @torch.library.register_fake("msg3d_fast::folded_network")
+    def _folded_network(
+        x: Tensor,
+        sizes: Tensor,
+        weights: Tensor,
+        fc_weight: Tensor,
+        fc_bias: Tensor,
+        skip_absent: bool,
+        absent: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        computed = torch.library.get_ctx().new_dynamic_size() if skip_absent and absent is None else 0
+        N, (classes, width) = len(x), fc_weight.shape
+        return (
+            x.new_empty(N, classes),
+            x.new_empty(N, width, dtype=torch.float64),
+            x.new_empty(computed, width, dtype=torch.float64),
+        )

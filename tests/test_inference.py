@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msg3d_fast import _library
 from msg3d_fast.errors import UserError
 from msg3d_fast.graph import Layout
-from msg3d_fast.inference import fuse
+from msg3d_fast.inference import _Watch, fuse
 from msg3d_fast.model import Recognizer
 from msg3d_fast.modules import MWMSG3DBlock
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     not _library.available(), reason="folded kernels are native code, and there is none here"
 )
 
+run = getattr(torch.ops.msg3d_fast, "folded_network", None)
 ONE_JOINT = Layout(("dot",), (), 0)
 
 
@@ -105,16 +106,16 @@ def test_absent_persons(absent: list[tuple[int, int]]) -> None:
         assert torch.equal(fused(x), padded(x))
     with torch.no_grad():
         assert error(fused(x), model(x)) <= 1e-10
-    features, present = torch.ops.msg3d_fast.folded_features(
-        x, fused.sizes, fused.weights, fused.fc_weight.shape[1], True
-    )
-    assert [divmod(i, 2) for i in range(6) if not present[i]] == sorted(absent)
-    assert not features[~present].any()
-    known = torch.arange(2 * features.shape[1], dtype=torch.float64).view(2, -1)
-    filled, _ = torch.ops.msg3d_fast.folded_features(
-        x, fused.sizes, fused.weights, fused.fc_weight.shape[1], True, known
-    )
-    assert torch.equal(filled, torch.where(present[:, None], features, known.repeat(3, 1)))
+    packed = fused.sizes, fused.weights, fused.fc_weight, fused.fc_bias
+    zero, known = torch.zeros(2, fused.fc_weight.shape[1]).double(), torch.randn(2, fused.fc_weight.shape[1]).double()
+    of_present = run(x, *packed, True, zero)[1]
+    _, features, computed = run(x, *packed, True)
+    assert len(computed) == (2 if absent else 0)
+    for table, found in ((known, run(x, *packed, True, known)[1]), (computed, features)):
+        expected = of_present.clone()
+        for n, slot in absent:
+            expected[n] += table[slot] / 2
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_absent_in_some_frames_is_present() -> None:
@@ -122,7 +123,7 @@ def test_absent_in_some_frames_is_present() -> None:
     x = clips(model, 1, 12)
     x[0, 1, 1:] = 0
     fused = fuse(model)
-    assert torch.ops.msg3d_fast.folded_features(x, fused.sizes, fused.weights, fused.fc_weight.shape[1], True)[1].all()
+    assert not len(run(x, fused.sizes, fused.weights, fused.fc_weight, fused.fc_bias, True)[2])
     assert_parity(model, x)
 
 
@@ -258,25 +259,55 @@ def test_what_it_refuses(make: object, message: str) -> None:
 def test_sizes_and_weights_must_belong_together() -> None:
     model = build()
     fused, x = fuse(model), clips(model, 1, 4)
-    width = fused.fc_weight.shape[1]
+    classifier = fused.fc_weight, fused.fc_bias
     wrong = [(fused.sizes, fused.weights[:-16]), (fused.sizes[:-1], fused.weights), (fused.sizes + 1, fused.weights)]
     wrong += [(-fused.sizes, fused.weights), (fused.sizes[:0], fused.weights[:0])]
     for sizes, weights in wrong:
         with pytest.raises(RuntimeError, match="do not belong together"):
-            torch.ops.msg3d_fast.folded_features(x, sizes, weights, width, True)
-    with pytest.raises(RuntimeError, match="num_features must be"):
-        torch.ops.msg3d_fast.folded_features(x, fused.sizes, fused.weights, width + 16, True)
-    with pytest.raises(RuntimeError, match="absent must be contiguous float64"):
-        torch.ops.msg3d_fast.folded_features(x, fused.sizes, fused.weights, width, True, torch.zeros(2, width))
+            run(x, sizes, weights, *classifier, True)
+    packed = fused.sizes, fused.weights
+    with pytest.raises(RuntimeError, match="fc_weight has shape"):
+        run(x, *packed, fused.fc_weight[:, 1:], fused.fc_bias, True)
+    with pytest.raises(RuntimeError, match="fc_weight has shape"):
+        run(x, *packed, fused.fc_weight, fused.fc_bias[1:], True)
+    with pytest.raises(RuntimeError, match="fc_weight is Float"):
+        run(x, *packed, fused.fc_weight.float(), fused.fc_bias, True)
+    with pytest.raises(RuntimeError, match="absent is Float"):
+        run(x, *packed, *classifier, True, torch.zeros(2, fused.fc_weight.shape[1]))
+    with pytest.raises(RuntimeError, match=r"absent has shape .*expected \(2, "):
+        run(x, *packed, *classifier, True, torch.zeros(1, fused.fc_weight.shape[1]).double())
 
 
-def test_fake_kernel() -> None:
+@pytest.mark.parametrize("absent", [False, True])
+def test_fake_kernel(absent: bool) -> None:
     model = build()
     fused, x = fuse(model), clips(model, 2, 4)
-    arguments = (x, fused.sizes, fused.weights, fused.fc_weight.shape[1], True)
-    torch.library.opcheck(
-        torch.ops.msg3d_fast.folded_features.default, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    packed = x, fused.sizes, fused.weights, fused.fc_weight, fused.fc_bias
+    x[0, 1] *= not absent
+    for rest in ((False,), (True,), (True, torch.zeros(2, fused.fc_weight.shape[1]).double())):
+        torch.library.opcheck(run.default, (*packed, *rest), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_weights_that_no_processor_can_read_are_watched_by_their_counters() -> None:
+    linear = nn.Linear(3, 2, device="meta")  # as on a GPU
+    watch = _Watch(linear)
+    assert not watch.changed()
+    with torch.no_grad():
+        linear.weight.add_(1)
+    assert watch.changed()
+
+
+def test_a_look_at_spread_values() -> None:
+    values = torch.arange(100, dtype=torch.int16)
+    places = torch.tensor([values[i:].data_ptr() for i in (3, 50, 99)])
+    same = torch.ops.msg3d_fast.same_values
+    expected, near = values[[3, 50, 99]], torch.tensor([values.data_ptr()])
+    assert same(places, expected, near)
+    values[50] = -1
+    assert not same(places, expected, near)
+    assert same(places[:0], expected[:0], near[:0])
+    with pytest.raises(RuntimeError, match="expected has shape"):
+        same(places, expected[1:], near)
 
 
 def test_compiled() -> None:

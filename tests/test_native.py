@@ -43,8 +43,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for dtype, arguments, T in CASES:
             model = build(**arguments).to(dtype)
             fused, x = fuse(model), clips(model, 2, T).to(dtype)
-            packed = fused.sizes, fused.weights
-            features, _ = torch.ops.msg3d_fast.folded_features(x, *packed, fused.fc_weight.shape[1], False)
+            packed, classifier = (fused.sizes, fused.weights), (fused.fc_weight, fused.fc_bias)
+            _, features, _ = torch.ops.msg3d_fast.folded_network(x, *packed, *classifier, False)
             header = [x.element_size(), *map(len, packed), len(features), T]
             for part in (np.array(header), *packed, x, features):
                 file.write(np.ascontiguousarray(part).tobytes())

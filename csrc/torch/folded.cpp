@@ -1,8 +1,5 @@
 #include "folded.h"
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -16,11 +13,10 @@
 
 #include "../kernels/folded/forward.h"
 #include "../kernels/gemm/gemm.h"
+#include "tensors.h"
 
 namespace msg3d::binding {
 namespace {
-
-using torch::headeronly::ScalarType;
 
 // Memory that calls borrow and give back, so that a call allocates nothing once as many arenas exist as calls run at
 // once.
@@ -84,35 +80,51 @@ ArenaPool& arenas() {
   return *pool;
 }
 
+// logits = weight features + bias. The partial sums let compilers use vectors.
 template <typename T>
-std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, const Tensor& weights,
-                                       int64_t num_features, bool skip_absent, const double* absent, const Pool& pool) {
-  folded::Network<T> network;
-  STD_TORCH_CHECK(
-      network.read(sizes.const_data_ptr<int64_t>(), sizes.numel(), weights.const_data_ptr<T>(), weights.numel()),
-      "folded_features: sizes and weights do not belong together");
-  const int64_t N = x.size(0), M = x.size(1), frames = x.size(2), person_size = frames * x.size(3) * x.size(4);
-  STD_TORCH_CHECK(M == network.persons && x.size(3) == network.joints && x.size(4) == network.channels && frames > 0,
-                  "folded_features: x must be (clips, ", network.persons, ", frames, ", network.joints, ", ",
-                  network.channels, ")");
-  STD_TORCH_CHECK(num_features == network.features(), "folded_features: num_features must be ", network.features());
-  const int64_t width = num_features;
-  Tensor out = torch::stable::new_empty(x, {N * M, width}, ScalarType::Double);
-  Tensor present = torch::stable::new_empty(x, {N * M}, ScalarType::Bool);
-  double* features = out.mutable_data_ptr<double>();
-  bool* is_present = present.mutable_data_ptr<bool>();
-  const T* clip = x.const_data_ptr<T>();
-
-  std::vector<folded::Person<T>> persons;
-  for (int64_t i = 0; i < N * M; ++i, clip += person_size, features += width) {
-    is_present[i] = !skip_absent || std::any_of(clip, clip + person_size, [](T value) { return value != 0; });
-    if (is_present[i]) {
-      persons.push_back({clip, i % M, features});
-    } else if (absent) {
-      std::copy_n(absent + i % M * width, width, features);
-    } else {
-      std::fill_n(features, width, 0.0);
+void classify(const double* weight, const double* bias, int64_t classes, int64_t width, const double* features,
+              T* logits) {
+  constexpr int64_t kSums = 16;
+  for (int64_t c = 0; c < classes; ++c, weight += width) {
+    double sums[kSums] = {}, sum = bias[c];
+    for (int64_t j = 0; j < width; j += kSums) {  // width is a multiple of 16
+      for (int64_t i = 0; i < kSums; ++i) sums[i] += weight[j + i] * features[j + i];
     }
+    for (const double part : sums) sum += part;
+    logits[c] = static_cast<T>(sum);
+  }
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> run(const Tensor& x, const Tensor& sizes, const Tensor& weights,
+                                       const Tensor& fc_weight, const Tensor& fc_bias, bool skip_absent,
+                                       const std::optional<Tensor>& known, const Pool& pool) {
+  folded::Network<T> network;
+  require(network.read(sizes.const_data_ptr<int64_t>(), sizes.numel(), weights.const_data_ptr<T>(), weights.numel()),
+          "folded_network: sizes and weights do not belong together");
+  const int64_t N = x.size(0), M = x.size(1), frames = x.size(2), person_size = frames * x.size(3) * x.size(4);
+  require(M == network.persons && x.size(3) == network.joints && x.size(4) == network.channels && frames > 0,
+          "folded_network: clips must be (clips, ", network.persons, ", frames, ", network.joints, ", ",
+          network.channels, "), found ", shape_of(x));
+  const int64_t width = network.features(), classes = fc_bias.numel();
+  require_shape("folded_network", "fc_weight", fc_weight, {classes, width}, ScalarType::Double);
+  if (known) require_shape("folded_network", "absent", *known, {M, width}, ScalarType::Double);
+  require(fc_weight.is_contiguous() && (!known || known->is_contiguous()),
+          "folded_network: fc_weight and absent must be contiguous");
+
+  std::vector<double> rows(N * M * width);
+  std::vector<folded::Person<T>> persons;
+  std::vector<bool> is_absent(N * M);
+  const T* clip = x.const_data_ptr<T>();
+  for (int64_t i = 0; i < N * M; ++i, clip += person_size) {
+    is_absent[i] = skip_absent && std::all_of(clip, clip + person_size, [](T value) { return value == 0; });
+    if (!is_absent[i]) persons.push_back({clip, i % M, &rows[i * width]});
+  }
+  const bool asks = !known && static_cast<int64_t>(persons.size()) < N * M;
+  Tensor absent = torch::stable::new_empty(x, {asks ? M : 0, width}, ScalarType::Double);
+  const std::vector<T> nobody(asks ? person_size : 0);
+  for (int64_t slot = 0; slot < M && asks; ++slot) {
+    persons.push_back({nobody.data(), slot, absent.mutable_data_ptr<double>() + slot * width});
   }
   if (!persons.empty()) {
     const auto count = static_cast<int64_t>(persons.size());
@@ -120,34 +132,38 @@ std::tuple<Tensor, Tensor> features_of(const Tensor& x, const Tensor& sizes, con
     const ArenaPool::Loan arena(arenas(), sizeof(T) * folded::arena_size(network, count, frames, machine));
     folded::features<T>(network, persons.data(), count, frames, static_cast<T*>(arena.data()), machine);
   }
-  return {out, present};
+
+  Tensor logits = torch::stable::new_empty(x, {N, classes});
+  Tensor features = torch::stable::new_empty(x, {N, width}, ScalarType::Double);
+  const double* const of_absent = (known ? *known : absent).const_data_ptr<double>();
+  for (int64_t n = 0; n < N; ++n) {
+    double* mean = features.mutable_data_ptr<double>() + n * width;
+    std::fill_n(mean, width, 0.0);
+    for (int64_t m = 0; m < M; ++m) {
+      const double* row = is_absent[n * M + m] ? of_absent + m * width : &rows[(n * M + m) * width];
+      for (int64_t j = 0; j < width; ++j) mean[j] += row[j] / static_cast<double>(M);
+    }
+    classify(fc_weight.const_data_ptr<double>(), fc_bias.const_data_ptr<double>(), classes, width, mean,
+             logits.mutable_data_ptr<T>() + n * classes);
+  }
+  return {logits, features, absent};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> folded_features(const Tensor& clips, const Tensor& sizes, const Tensor& weights,
-                                           int64_t num_features, bool skip_absent,
-                                           const std::optional<Tensor>& absent) {
-  STD_TORCH_CHECK(clips.dim() == 5, "folded_features: x must be (clips, persons, frames, joints, channels), found ",
-                  clips.dim(), " dimensions");
-  STD_TORCH_CHECK(clips.scalar_type() == weights.scalar_type(), "folded_features: x and weights must have one dtype");
-  STD_TORCH_CHECK(sizes.scalar_type() == ScalarType::Long && sizes.is_contiguous() && weights.is_contiguous(),
-                  "folded_features: sizes must be int64, sizes and weights contiguous");
-  STD_TORCH_CHECK(!absent || (absent->scalar_type() == ScalarType::Double && absent->is_contiguous() &&
-                              absent->numel() == clips.size(1) * num_features),
-                  "folded_features: absent must be contiguous float64, (persons, ", num_features, ")");
-  const double* const of_absent = absent ? absent->const_data_ptr<double>() : nullptr;
-  const Tensor x = torch::stable::contiguous(clips);
-  const Pool pool{static_cast<int>(torch::stable::get_num_threads()),
-                  [](int workers, void (*body)(void*, int), void* context) {
-                    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-                      for (int64_t worker = begin; worker < end; ++worker) body(context, static_cast<int>(worker));
-                    });
-                  }};
-  if (x.scalar_type() == ScalarType::Float)
-    return features_of<float>(x, sizes, weights, num_features, skip_absent, of_absent, pool);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double, "folded_features: x must be float32 or float64");
-  return features_of<double>(x, sizes, weights, num_features, skip_absent, of_absent, pool);
+std::tuple<Tensor, Tensor, Tensor> folded_network(const Tensor& clips, const Tensor& sizes, const Tensor& weights,
+                                                  const Tensor& fc_weight, const Tensor& fc_bias, bool skip_absent,
+                                                  const std::optional<Tensor>& absent) {
+  require(clips.dim() == 5, "folded_network: clips must be (clips, persons, frames, joints, channels), found ",
+          shape_of(clips));
+  const ScalarType type = clips.scalar_type();
+  require(type == ScalarType::Float || type == ScalarType::Double, "folded_network: clips must be float32 or float64");
+  require(type == weights.scalar_type(), "folded_network: clips and weights must have one dtype");
+  require(sizes.scalar_type() == ScalarType::Long && sizes.is_contiguous() && weights.is_contiguous(),
+          "folded_network: sizes must be int64, sizes and weights contiguous");
+  require_shape("folded_network", "fc_bias", fc_bias, {fc_bias.numel()}, ScalarType::Double);
+  return (type == ScalarType::Float ? run<float> : run<double>)(torch::stable::contiguous(clips), sizes, weights,
+                                                                fc_weight, fc_bias, skip_absent, absent, torch_pool());
 }
 
 }  // namespace msg3d::binding
