@@ -116,11 +116,13 @@ def run(
     statistics: bool = False,
     **options: object,
 ) -> Run:
-    """One forward pass; options are the emulator's. `transposed` hands A and weight over with other strides."""
+    """One forward pass; options are the emulator's. `transposed` hands A and the weights over with other strides."""
     dtype = shape.dtype if shape.tf32 else dtype
     given = dict(inputs)
     if transposed:
         given |= {"A": inputs["A"].transpose(1, 2), "weight": inputs["weight"].permute(2, 1, 0)}
+        if shape.out:
+            given["collapse_weight"] = inputs["collapse_weight"].permute(2, 1, 0)
     given["x"] = inputs["x"].permute(0, 2, 3, 1)
     if residual is not None:
         given["A_res"] = residual

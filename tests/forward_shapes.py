@@ -59,6 +59,7 @@ FRAMES = [
     Shape("joints_64", 1, 64, 2, 64, 1, 96),
     Shape("frames_wide", 1, 192, 5, 25, 2, 192),
     Shape("frames_wide_99", 1, 192, 5, 25, 2, 192, shared_kb=99),  # weights in chunks
+    Shape("frames_ragged_chunks", 1, 240, 3, 25, 1, 48, shared_kb=99),  # the last chunk of weights is shorter
     Shape("frames_slices", 1, 32, 3, 17, 2, 500),  # slices of output channels in turn
     Shape("frames_small", 2, 32, 3, 25, 2, 96, multiprocessors=108),  # one frame a block
 ]
@@ -75,6 +76,7 @@ WINDOWS = [
     Shape("windows_both", 1, 16, 9, 20, 2, 50, (5, 2, 2)),  # frames that no window reads are not loaded
     Shape("windows_coprime", 1, 24, 11, 9, 2, 48, (3, 3, 2)),
     Shape("windows_streamed", 1, 192, 9, 25, 1, 192, (5, 2, 1), shared_kb=99),  # W and A in chunks
+    Shape("windows_ragged_chunks", 1, 112, 5, 25, 1, 48, (3, 1, 1), shared_kb=99),  # the last chunk of W is shorter
     Shape("windows_columns", 1, 192, 9, 25, 1, 192, (5, 2, 1)),  # W in chunks of output channels
     Shape("windows_even", 1, 16, 5, 6, 2, 16, (2, 1, 1)),
     Shape("windows_short", 2, 16, 1, 17, 2, 48, (5, 1, 1)),  # a clip shorter than its window

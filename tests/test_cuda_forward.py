@@ -42,6 +42,7 @@ def test_the_shapes_reach_every_tile(kernels: emulator.Kernels) -> None:
     assert tiles == {(1, tile) for tile in range(7)} | {(2, tile) for tile in range(7)} | {(3, 0)}
     streamed = [plan for plan in plans if plan["kernel"] == 2 and plan["weight_steps"] < plan["channel_steps"]]
     chunked = [plan for plan in plans if plan["kernel"] == 1 and plan["weight_steps"] < plan["channel_steps"]]
+    ragged = {plan["kernel"] for plan in plans if plan["weight_steps"] and plan["channel_steps"] % plan["weight_steps"]}
     in_turn = [plan for plan in plans if plan["slices_per_block"] > 1]
     by_columns = [plan for plan in plans if plan["kernel"] == 2 and plan["weight_columns"] < 2 * plan["groups"]]
     at_once = {plan["slices_at_once"] for plan in plans if plan["slices"] > 1 and plan["collapse_bytes"]}
@@ -49,6 +50,7 @@ def test_the_shapes_reach_every_tile(kernels: emulator.Kernels) -> None:
     assert streamed
     assert by_columns
     assert chunked
+    assert ragged == {1, 2}
     assert in_turn
     assert any(plan["parts"] > 1 for plan in plans)
     assert any(plan["slices"] > plan["slices_per_block"] for plan in plans)
@@ -97,13 +99,14 @@ def test_order_of_execution_changes_no_bit(kernels: emulator.Kernels, shape: Sha
 
 @named([replace(shape, N=2) for shape in TYPICAL])
 def test_a_bad_frame_stays_where_it_is_read(kernels: emulator.Kernels, shape: Shape) -> None:
-    """NaN and infinity in one frame of one clip reach the windows that read it, and no other."""
+    """NaN and infinity in one frame of one clip reach the windows that read it, and no other; relu keeps a NaN."""
     inputs = shape.inputs(torch.bfloat16)
-    clean = forward.run(kernels, shape, inputs).y
     for bad, (clip, frame) in ((float("nan"), (0, shape.T - 1)), (float("inf"), (1, 0)), (-float("inf"), (0, 1))):
+        relu = bad != bad
+        clean = forward.run(kernels, shape, inputs, relu=relu).y
         x = inputs["x"].clone()
         x[clip, :, frame] = bad
-        spoilt = forward.run(kernels, shape, inputs | {"x": x}).y
+        spoilt = forward.run(kernels, shape, inputs | {"x": x}, relu=relu).y
         size, stride, dilation = shape.window
         padding = (size - 1) * dilation // 2
         reads = torch.zeros(shape.N, shape.windows, dtype=torch.bool)
@@ -111,7 +114,9 @@ def test_a_bad_frame_stays_where_it_is_read(kernels: emulator.Kernels, shape: Sh
             reads[clip, window] = frame in [window * stride + slot * dilation - padding for slot in range(size)]
         untouched = ~reads[:, None, :, None].expand_as(clean)
         assert torch.equal(spoilt[untouched], clean[untouched])
-        if not shape.out:  # relu makes a number of minus infinity
+        if relu:
+            assert spoilt[~untouched].isnan().all()
+        elif not shape.out:  # whose relu makes a number of minus infinity
             assert not spoilt[~untouched].isfinite().any()
 
 

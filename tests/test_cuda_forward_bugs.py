@@ -26,6 +26,14 @@ BUGS = [
         "copy not waited for",
     ),
     bug(
+        "a shorter last chunk as long as all others",
+        FRAMES,
+        r"first \+ call\.weight_steps : call\.channel_steps;",
+        "first + call.weight_steps : first + call.weight_steps;",
+        "frames_ragged_chunks",
+        "any",
+    ),
+    bug(
         "one buffer of A",
         FRAMES,
         r"call\.adjacency_at \+ scale % 2 \* kAdjacencyBytes,",
@@ -133,6 +141,14 @@ BUGS = [
         "0 * at_once",
         "windows_columns",
         "values",
+    ),
+    bug(
+        "a shorter last chunk as long as all others",
+        PROJECTION,
+        r"step \+ steps < call\.channel_steps \? step \+ steps : call\.channel_steps",
+        "step + steps",
+        "windows_ragged_chunks",
+        "any",
     ),
     bug(
         "Z of a chunk over another's",

@@ -20,6 +20,7 @@ from tolerance import deviation
 SHAPES = [
     *(*FRAME_SHAPES, *WINDOW_SHAPES, *FEW_CHANNELS),
     Shape("windows_in_turn", 1, 96, 9, 9, 1, 192, (3, 1, 1)),  # two windows a warp, slices in turn
+    Shape("one_joint_in_turn", 1, 16, 3, 1, 1, 144, (3, 1, 1)),  # whose Z is shorter than what goes over it
     Shape("few_idle_warps", 1, 3, 9, 17, 3, 144, (3, 1, 1)),  # three groups leave two warps of eight
     Shape("many_parts", 1, 16, 150, 5, 1, 6, multiprocessors=108),  # more than threads that merge them
     replace(next(shape for shape in WINDOW_SHAPES if shape.name == "windows_17_5"), name="in_tf32", tf32=True),
@@ -83,7 +84,8 @@ def test_the_shapes_reach_every_way_to_gather(kernels: emulator.Kernels) -> None
     plans = {shape.name: forward.plan(kernels, shape) for shape in SHAPES}
     tiles = {(plan["kernel"], plan["tile"]) for plan in plans.values()}
     assert tiles == {(1, tile) for tile in range(7)} | {(2, tile) for tile in range(7)} | {(3, 0)}
-    assert all(plans[name]["slices_per_block"] > 1 for name in ("frames_slices", "windows_in_turn"))
+    in_turn = ("frames_slices", "windows_in_turn", "one_joint_in_turn")
+    assert all(plans[name]["slices_per_block"] > 1 for name in in_turn)
     assert plans["windows_in_turn"]["windows"] * plans["windows_in_turn"]["groups"] > plans["windows_in_turn"]["warps"]
     assert plans["windows_25_7"]["parts"] > 1
     assert plans["few_idle_warps"]["warps"] % plans["few_idle_warps"]["groups"] > 0

@@ -86,7 +86,11 @@ int forward_run(const void* x, const void* A, const void* A_res, const void* wei
     in.A_stride[1] = 1, in.A_stride[2] = R;
     in.weight_stride[0] = 1, in.weight_stride[1] = O, in.weight_stride[2] = K * O;
   }
-  const cuda::Collapse collapse{collapse_weight, collapse_bias, {O * window, window, 1}, accumulate != 0};
+  cuda::Collapse collapse{collapse_weight, collapse_bias, {O * window, window, 1}, accumulate != 0};
+  if (transposed) {  // as (slot, O, out_channels)
+    collapse.weight_stride[0] = 1, collapse.weight_stride[1] = out_channels;
+    collapse.weight_stride[2] = O * out_channels;
+  }
   const Problem p = s.problem();
   const cuda::Type type = type_of(tf32, half);
   const cuda::ForwardPlan plan = plan_for(s, shared_kb, multiprocessors, out_channels, tf32);
