@@ -13,7 +13,10 @@ FEW = Problem("few_channels", N=2, C=3, T=7, V=5, K=3, O=40, window_size=3, wind
 MANY = Problem("many_channels", N=1, C=37, T=4, V=17, K=2, O=34, window_size=3, window_dilation=2)
 FRAMES = Problem("frames", N=2, C=18, T=5, V=9, K=2, O=20)
 CLIPS = Problem("clips", N=2, C=3, T=4, V=5, K=2, O=8, window_size=3)
-SHAPES = [FEW, MANY, FRAMES, CLIPS]
+WIDE = Problem("second_block_of_channels", N=1, C=100, T=2, V=3, K=1, O=100)
+# A tile of rows has two whole frames and a part of two more.
+STRADDLING = Problem("straddling_frames", N=1, C=2, T=6, V=22, K=1, O=18, window_size=2)
+SHAPES = [FEW, MANY, FRAMES, CLIPS, WIDE, STRADDLING]
 needs_nvcc = pytest.mark.skipif(emulator.find_nvcc() is None, reason="route P runs what nvcc makes of the kernels")
 
 
@@ -75,6 +78,10 @@ BUGS = [
     Bug("forward", "wrong stride", TILE, r"at \* g\.stride \+", "at +", FEW, "values"),
     Bug("forward", "frames of the next clip", TILE, r"if \(frame < 0 \|\| frame >= g\.frames\) return -1;", "", FEW,
         f"values|{BOUNDS}"),
+    Bug("forward", "second block over the first", GATHER, r"first_o = block_y\(\) \* kWidth", "first_o = 0", WIDE,
+        "block race"),
+    Bug("input", "one group too few in a step", TILE, r"\(kQuads - 2 \+ g\.quads\) / g\.quads \+ 1",
+        "(kQuads - 1 + g.quads) / g.quads", STRADDLING, BOUNDS),
     Bug("input", "windows between two strides", TILE, r"ahead % g\.stride != 0 \|\|", "", FEW, "values"),
     Bug("input", "windows behind the last", TILE, r"\|\| ahead / g\.stride >= g\.frames", "", CLIPS,
         f"values|{BOUNDS}"),

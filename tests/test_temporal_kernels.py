@@ -13,6 +13,7 @@ from tolerance import error
 
 # N, T, V, channels of a branch, of the last one, frames from one output to the next.
 SIXTEEN, STRIDED, ODD = (2, 9, 5, 16, 16, 1), (2, 8, 9, 32, 36, 2), (2, 5, 9, 20, 23, 2)
+WIDE = (1, 2, 3, 128, 4, 1)  # two blocks of a branch's channels
 needs_nvcc = pytest.mark.skipif(emulator.find_nvcc() is None, reason="needs nvcc")
 
 
@@ -26,7 +27,7 @@ def check(kernels: emulator.Kernels, sizes: tuple[int, ...], dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("sizes", [SIXTEEN, STRIDED, ODD], ids=str)
+@pytest.mark.parametrize("sizes", [SIXTEEN, STRIDED, ODD, WIDE], ids=str)
 def test_values_under_every_check(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     check(emulator.build(*SOURCES, LAUNCHERS), sizes, dtype)
 
@@ -104,6 +105,10 @@ BUGS = [
         "sum[2][kTiles][4]; sum[0][0][0] = 1; for (auto& m : sum) for (auto& n : m) for (auto& v : n) v = 1;", SIXTEEN,
         "values"),
     Bug("tensor cores", "the sum before is lost", TENSOR, r"pair_low<T>\(old\.x\) \+ ", "", SIXTEEN, "values"),
+    Bug("tensor cores", "second block over the first", TENSOR, r"first_o = block_z\(\) \* kTiles \* 8", "first_o = 0",
+        WIDE, "block race"),
+    Bug("multiply-adds", "second block over the first", PLAIN, r"first_o = block_z\(\) \* kWidth", "first_o = 0", WIDE,
+        "block race"),
     Bug("multiply-adds", "missing barrier before a step", PLAIN, r"block_barrier\(\);  // the step.*", "", ODD, RACE),
     Bug("multiply-adds", "missing barrier behind a step", PLAIN, r"block_barrier\(\);\n#pragma unroll 4",
         "\n#pragma unroll 4", ODD, RACE),
