@@ -29,6 +29,7 @@ SHAPES = [
     Shape("512_channels", 1, 512, 4, 10, 2, 32, (3, 1, 1), multiprocessors=1, expects={"x_slices": 3}),
     Shape("one_warp", 1, 96, 2, 46, 1, 8, (7, 1, 1), expects={"weight_warps": 1, "weight_slices": 3}),
     Shape("one_joint", 2, 5, 7, 1, 1, 8, (5, 1, 1)),
+    Shape("as_forward", 2, 32, 3, 5, 2, 48, expects={"as_forward": 1}),  # grad_x
     Shape("unread_first_frame", 2, 16, 13, 5, 2, 16, (2, 2, 3), multiprocessors=1),
 ]
 BY_NAME = {shape.name: shape for shape in SHAPES}
@@ -65,6 +66,13 @@ def test_any_strides_a_residual_and_float_gradients(source: emulator.Kernels) ->
     rounded = backward_kernels.run(source, shape, inputs, residual=residual)
     for name in ("A", "weight"):
         assert (torch.from_numpy(found.arrays[name]).to(dtype).double() == rounded.tensors()[name]).all()
+
+
+def test_any_strides_of_a_forward_pass(source: emulator.Kernels) -> None:
+    shape = BY_NAME["as_forward"]
+    inputs = shape.inputs(torch.bfloat16)
+    found = backward_kernels.run(source, shape, inputs, wanted=("x",), transposed=True)
+    assert_exact_enough(found, shape, inputs)
 
 
 @pytest.mark.parametrize("name", ["ragged", "frames", "stride2", "unread_frames", "unread_first_frame", "dilated"])

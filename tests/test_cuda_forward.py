@@ -64,8 +64,9 @@ def test_variants(kernels: emulator.Kernels, shape: Shape, variant: str) -> None
     relu = variant == "relu"
     given, residual = dict(inputs), None
     if variant == "no_bias":
-        inputs["bias"] = torch.zeros_like(inputs["bias"])
-        del given["bias"]
+        for name in {"bias", "collapse_bias"} & set(inputs):
+            inputs[name] = torch.zeros_like(inputs[name])
+            del given[name]
     if variant == "residual":  # halves add up to A without rounding
         residual = given["A"] = inputs["A"] / 2
     found = forward.run(
@@ -74,7 +75,7 @@ def test_variants(kernels: emulator.Kernels, shape: Shape, variant: str) -> None
         given,
         dtype,
         relu=relu,
-        transposed=variant == "strides",
+        transposed=variant in ("strides", "residual"),  # whose own are dense
         residual=residual,
         landing="early",
     )

@@ -90,6 +90,7 @@ def test_a_broken_frame_stays_in_its_windows(problem: Problem, dtype: torch.dtyp
     reached[0] = reads
     assert torch.isnan(broken.permute(0, 2, 1, 3)[reached]).all()
     assert torch.equal(broken.permute(0, 2, 1, 3)[~reached], clean.permute(0, 2, 1, 3)[~reached])
+    assert torch.equal(raw.ms_g3d_relu(*inputs.values(), *problem.window).isnan(), broken.isnan())
 
 
 @pytest.mark.parametrize("problem", SMALL, ids=lambda problem: problem.name)
