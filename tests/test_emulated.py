@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import emulated
 import golden_files
@@ -91,6 +92,13 @@ def test_a_broken_frame_stays_in_its_windows(problem: Problem, dtype: torch.dtyp
     assert torch.isnan(broken.permute(0, 2, 1, 3)[reached]).all()
     assert torch.equal(broken.permute(0, 2, 1, 3)[~reached], clean.permute(0, 2, 1, 3)[~reached])
     assert torch.equal(raw.ms_g3d_relu(*inputs.values(), *problem.window).isnan(), broken.isnan())
+
+
+def test_kept_plans_are_of_one_window() -> None:
+    """Calls that differ in stride or dilation alone have plans of their own."""
+    for stride, dilation in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        problem = replace(TENSOR_CORES[2], window_stride=stride, window_dilation=dilation)
+        assert_parity(answer(problem.inputs(torch.bfloat16), problem), problem)
 
 
 @pytest.mark.parametrize("problem", SMALL, ids=lambda problem: problem.name)

@@ -382,6 +382,18 @@ def test_collapse(channels: tuple, window: tuple, accumulate: bool, dtype: torch
     assert error(given["out"], exact) <= 2 * error(eager, exact) + SHORT[dtype]
 
 
+def test_the_same_sizes_without_the_collapse_have_a_plan_of_their_own() -> None:
+    window, given = (3, 2, 1), g3d(48, 48, 96, (3, 2, 1), torch.bfloat16)
+    raw.ms_g3d_collapse(*given.values(), False, False, *window)
+    inputs = list(given.values())[:4]
+    exact, eager = (
+        ops.ms_g3d(*(tensor.to(dtype) for tensor in inputs), *window, backend="reference")
+        for dtype in (torch.float64, torch.bfloat16)
+    )
+    found = raw.ms_g3d(*inputs, *window)
+    assert error(found, exact) <= 2 * error(eager, exact) + SHORT[torch.bfloat16]
+
+
 def test_collapse_says_where_there_is_no_kernel() -> None:
     given = g3d(16, 48, 48, (3, 1, 1), torch.float32)
     with pytest.raises(RuntimeError, match="no kernel does the collapse too: float32 runs in full precision; ms_g3d"):
