@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        place = GOES_ON.get(argv[0])
+        place = GOES_ON.get(next(iter(argv), ""))
         without = " without --no-resume" if "--no-resume" in argv else ""
         hint = f"; the same command{without} goes on from {place}" if place else ""
         print(f"\nmsg3d-fast: interrupted{hint}", file=sys.stderr)

@@ -325,6 +325,7 @@ def test_what_the_machine_does_not_allow_is_one_line(
         ),
         (["prepare", "a", "b"], "; the same command goes on from what it has read"),
         (["doctor"], "interrupted\n"),
+        ([], "interrupted\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -334,7 +335,7 @@ def test_what_goes_on_after_an_interrupt(
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, f"_{argv[0]}", interrupt)
+    monkeypatch.setattr(cli, f"_{argv[0]}" if argv else "_run", interrupt)
     assert cli.main(argv) == 130
     assert words in capsys.readouterr().err
 
