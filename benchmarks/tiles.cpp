@@ -88,7 +88,7 @@ int main(int argc, char** argv) {
   const Pool pool{2, [](int workers, void (*body)(void*, int), void* context) {
                     for (int worker = 0; worker < workers; ++worker) body(context, worker);
                   }};
-  const folded::Machine<float> machine{pool, record, gemm<float>(current_wide_isa()).panels};
+  const folded::Machine<float> machine{pool, record, gemm<float>(current_wide_isa()).panels, gemm<float>(current_isa()).passes};
   std::vector<float> arena(folded::arena_size(network, persons, frames, machine));
   folded::features<float>(network, people.data(), persons, frames, arena.data(), machine);
   for (const auto& [size, times] : recorded) {

@@ -9,6 +9,7 @@ reads them. Weight matrices become panels of 16 output channels. Channel counts 
 takes a multiple of 16 places, those without a channel have zero weights and stay zero.
 """
 
+import math
 from abc import ABC, abstractmethod
 from itertools import chain
 from operator import attrgetter, is_
@@ -52,6 +53,18 @@ def _spread(tensor: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     return tensor.new_zeros(shape).index_copy_(dim, places, tensor)
 
 
+def _at_points(B: Tensor) -> list[Tensor]:
+    """The factors of csrc/kernels/folded/joined_windows.h for windows of five, B (5, ...)."""
+    points = [0, 1, -1, 0.5, -2]
+
+    def at(p: float, taps: Tensor, others: list[float]) -> Tensor:
+        scale = math.prod(p - q for q in others if q != p)
+        return sum(p**j * tap for j, tap in enumerate(taps)) / scale
+
+    factors = {p: [at(p, B[::2], points), at(p, B[1::2], points[:-1])] for p in points[:-1]}
+    return [*factors.pop(0), B[4], B[3], *chain.from_iterable(factors.values()), at(-2, B[::2], points)]
+
+
 class _Packer:
     """Collects sizes and arrays in the order in which the kernels read them."""
 
@@ -88,13 +101,9 @@ class _Packer:
         weight = _spread(weight.view(-1, K, module.in_channels), 2, *source).flatten(1)  # (O, (k,c))
         self.panels(_spread(weight, 0, *target).t())
         self.array(_spread(bias, 0, *target))
-        if tau in (3, 5) and (module.window_stride, module.window_dilation) == (2, 1):  # pairs() in network.h
+        if tau in (3, 5) and (module.window_stride, module.window_dilation) == (2, 1):  # joins() in network.h
             B = A.reshape(K, tau, nodes // tau, nodes).permute(1, 3, 0, 2)  # (w', (w,v), k, u)
-            if tau == 3:
-                self.array(B[0] + B[2])
-            else:
-                outer = (B[0] + B[4]) / 2
-                self.array(torch.stack([outer + B[2] / 2, B[1] + B[3], outer - B[2] / 2], 1))
+            self.array(B[0] + B[2] if tau == 3 else torch.stack(_at_points(B), 1))
 
     def temporal_unit(self, module: MSTCN, source: tuple[Tensor, int], target: tuple[Tensor, int]) -> None:
         folding.check_temporal_unit(module)

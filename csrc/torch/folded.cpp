@@ -128,7 +128,8 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& x, const Tensor& sizes, con
   }
   if (!persons.empty()) {
     const auto count = static_cast<int64_t>(persons.size());
-    const folded::Machine<T> machine{pool, &fused_product<T>, gemm<T>(current_wide_isa()).panels};
+    const folded::Machine<T> machine{pool, &fused_product<T>, gemm<T>(current_wide_isa()).panels,
+                                     gemm<T>(current_isa()).passes};
     const ArenaPool::Loan arena(arenas(), sizeof(T) * folded::arena_size(network, count, frames, machine));
     folded::features<T>(network, persons.data(), count, frames, static_cast<T*>(arena.data()), machine);
   }

@@ -44,7 +44,7 @@ double run(FILE* file, int64_t num_sizes, int64_t num_weights, int64_t num_clips
   double error = 0, scale = 0;
   for (const double value : expected) scale = std::fmax(scale, std::abs(value));
   for (const Isa* isa : kIsas) {
-    const folded::Machine<T> machine{pool_of(workers), gemm<T>(*isa).fused, gemm<T>(*isa).panels};
+    const folded::Machine<T> machine{pool_of(workers), gemm<T>(*isa).fused, gemm<T>(*isa).panels, gemm<T>(*isa).passes};
     const int64_t arena_size = folded::arena_size(network, num_persons, frames, machine);
     const std::unique_ptr<T[]> arena(new T[arena_size]);
     std::fill(arena.get(), arena.get() + arena_size, std::numeric_limits<T>::quiet_NaN());

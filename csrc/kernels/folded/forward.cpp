@@ -215,7 +215,7 @@ class Forward {
       const GraphConvolution<T>& conv = task.window < 0 ? stage.spatial : stage.windows[task.window];
       T* y = at(task.person, task.window < 0 ? layout_.left : layout_.windows[task.window]);
       project_first(conv, V, at(task.person, layout_.current), T_in, task.panels, task.begin, task.end, y, scratch,
-                    machine_.product);
+                    machine_);
     });
   }
 

@@ -6,13 +6,6 @@
 
 namespace msg3d::folded {
 
-template <typename T>
-struct Machine {
-  Pool pool;
-  ProductFunction<T> product;
-  int64_t panels;  // that the product takes at a time
-};
-
 // Persons that are worked on at once: enough to keep the workers busy, few enough to stay in the caches.
 int64_t persons_at_once(int64_t persons, int workers);
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "paired_windows.h"
+#include "joined_windows.h"
 
 namespace msg3d::folded {
 namespace {
@@ -24,7 +24,7 @@ int64_t panel_size(const GraphConvolution<T>& conv, int64_t joints) {
 
 template <typename T>
 int64_t project_first_scratch(const GraphConvolution<T>& conv, int64_t joints, int64_t panels) {
-  return panels * (panel_size(conv, joints) + paired_windows_scratch(conv, joints));
+  return panels * (panel_size(conv, joints) + joined_windows_scratch(conv, joints));
 }
 
 template <typename T>
@@ -35,7 +35,7 @@ int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints)
 
 template <typename T>
 void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, Panels panels,
-                   int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product) {
+                   int64_t begin, int64_t end, T* y, T* scratch, const Machine<T>& machine) {
   const int64_t rows = conv.scales * joints, frame_size = rows * kPanel;  // of Z
   const int64_t z_panel = panel_size(conv, joints), weight_panel = conv.scales * conv.in * kPanel;
   const T* weight = conv.weight + panels.first * weight_panel;
@@ -65,7 +65,7 @@ void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, 
       T* c = scratch + z + (from - first) * frame_size + k * joints * kPanel;
       FusedProduct<T> out{&segment, 1, count, joints, c, frame_size, kPanel};
       out.panels = panels.count, out.c_panel = z_panel;
-      product(out);
+      machine.product(out);
     }
   };
 
@@ -86,9 +86,10 @@ void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, 
     const int64_t window_size = conv.window * joints * conv.out;
     T* block = y + w * window_size + panels.first * kPanel;
     int64_t done = 0;
-    for (; conv.pairs() && done + 2 <= count; done += 2) {
-      paired_windows(conv, joints, {scratch + done * conv.stride * frame_size, z_panel}, panels,
-                     block + done * window_size, scratch + panels.count * z_panel, product);
+    const int64_t joins = conv.joins();
+    for (; joins > 1 && done + joins <= count; done += joins) {
+      joined_windows(conv, joints, {scratch + done * conv.stride * frame_size, z_panel}, panels,
+                     block + done * window_size, scratch + panels.count * z_panel, machine);
     }
     // Slots of a window are one segment where its frames follow one another.
     const int64_t segments = conv.dilation == 1 ? 1 : conv.window, depth = conv.window / segments * rows;
@@ -103,7 +104,7 @@ void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, 
     sum.bias = conv.bias + panels.first * kPanel;
     sum.relu = true;
     sum.panels = panels.count;
-    product(sum);
+    machine.product(sum);
   }
 }
 
@@ -174,7 +175,7 @@ void collapse(const Stage<T>& stage, int64_t joints, const T* const* h, int64_t 
   template int64_t project_first_scratch<T>(const GraphConvolution<T>&, int64_t, int64_t);                             \
   template int64_t aggregate_first_scratch<T>(const GraphConvolution<T>&, int64_t);                                    \
   template void project_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, Panels, int64_t, int64_t, T*, \
-                                 T*, ProductFunction<T>);                                                              \
+                                 T*, const Machine<T>&);                                                               \
   template void aggregate_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,  \
                                    T*, T*, ProductFunction<T>);                                                        \
   template void collapse<T>(const Stage<T>&, int64_t, const T* const*, int64_t, T*, ProductFunction<T>);

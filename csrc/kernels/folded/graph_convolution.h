@@ -29,7 +29,7 @@ int64_t aggregate_first_scratch(const GraphConvolution<T>& conv, int64_t joints)
 // Windows [begin, end), where `begin` is a multiple of kWindowBlock: x (frames, V, in) -> y (windows, window*V, out).
 template <typename T>
 void project_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t frames, Panels panels,
-                   int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product);
+                   int64_t begin, int64_t end, T* y, T* scratch, const Machine<T>& machine);
 
 // Frames [begin, end), all channels, stride 1: x (V, x_frames, in), whose first `before` frames lie before the clip, ->
 // y, whose first frame is `begin`, (end - begin, window*V, out).

@@ -14,7 +14,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../gemm/fused_product.h"
+#include "../gemm/gemm.h"
+#include "../parallel.h"
 
 namespace msg3d::folded {
 
@@ -22,6 +23,14 @@ constexpr int64_t kDilations = 4;  // dilated branches of a temporal unit; its f
 
 template <typename T>
 using ProductFunction = void (*)(const FusedProduct<T>&);
+
+template <typename T>
+struct Machine {
+  Pool pool;
+  ProductFunction<T> product;
+  int64_t panels;  // that the product takes at a time
+  ColumnPasses<T> passes;
+};
 
 // Hands out sizes and arrays in order; `good` falls, and stays down, when something does not fit.
 template <typename T>
@@ -66,11 +75,11 @@ struct GraphConvolution {
   const T* adjacency;  // aggregate first: ((k,w,v), (w',u)); project first: ((w,v), (w',k,u))
   const T* weight;     // panels of (k,c) rows
   const T* bias;       // (out,)
-  const T* paired;     // ((w,v), pair_blocks() x (k,u)): see paired_windows.h
+  const T* joined;     // ((w,v), joined_blocks() x (k,u)): see joined_windows.h
 
-  // Two neighbouring windows share enough frames that computing them together saves multiplications.
-  bool pairs() const { return (window == 3 || window == 5) && stride == 2 && dilation == 1; }
-  int64_t pair_blocks() const { return pairs() ? window - 2 : 0; }
+  // So many neighbouring windows are computed together, where they share enough frames to save multiplications.
+  int64_t joins() const { return stride != 2 || dilation != 1 ? 1 : window == 5 ? 4 : window == 3 ? 2 : 1; }
+  int64_t joined_blocks() const { return joins() == 4 ? 11 : joins() == 2 ? 1 : 0; }
   int64_t padding() const { return (window - 1) * dilation / 2; }
   int64_t reach() const { return (window - 1) * dilation + 1; }  // frames from a window's first to its last
   int64_t frames(int64_t T_in) const { return (T_in + 2 * padding() - reach()) / stride + 1; }
@@ -81,7 +90,7 @@ struct GraphConvolution {
     adjacency = reader.array(scales * window * joints * window * joints);
     weight = reader.array(scales * in * out);
     bias = reader.array(out);
-    paired = reader.array(pair_blocks() * window * joints * scales * joints);
+    joined = reader.array(joined_blocks() * window * joints * scales * joints);
   }
 };
 

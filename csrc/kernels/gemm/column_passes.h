@@ -1,4 +1,5 @@
-// What batch normalisation and its neighbours do to a block of rows, column by column: the passes that are no product.
+// The passes over a block of rows that are no product, column by column: what batch normalisation and its neighbours
+// do, and the sums of a fast algorithm.
 //
 // Rows lie `*_row` elements apart; a row's columns are contiguous. One table per instruction set, beside its products.
 #pragma once
@@ -67,6 +68,10 @@ struct ColumnPasses {
   // Of `count` contiguous values: a + b and a - b, a - b alone; the results may take the operands' places.
   void (*sum_and_difference)(int64_t count, const T* a, const T* b, T* sum, T* difference);
   void (*difference)(int64_t count, const T* a, const T* b, T* difference);
+  // Four windows of five at once (folded/joined_windows.h): eleven frames of `count` values -> eleven sums of them; six
+  // products (rows, 16) of these -> y[w] = relu(bias + sum of products), windows and rows as far apart as one is told.
+  void (*winograd_input)(int64_t count, const T* frames, T* sums);
+  void (*winograd_output)(int64_t rows, const T* products, const T* bias, T* y, int64_t y_row, int64_t y_window);
   // to[c][r] = from[r][c]
   void (*transpose)(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row);
 };

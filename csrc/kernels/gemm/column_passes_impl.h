@@ -207,6 +207,57 @@ struct ColumnLoops {
     });
   }
 
+  // Sums of frames 0 to 10 at each point: of the even ones, then of the odd ones.
+  static constexpr double kInput[11][11] = {
+      {1, 0, -1.5, 0, -2, 0, 1.5, 0, 1, 0, 0}, {0, .5, 0, -1, 0, -.5, 0, 1, 0, 0, 0},  // 0
+      {0, 0, 1, 0, -1.5, 0, -2, 0, 1.5, 0, 1}, {0, 0, 0, .5, 0, -1, 0, -.5, 0, 1, 0},  // infinity
+      {0, 0, -1, 0, .5, 0, 2.5, 0, 1, 0, 0},   {0, 0, 0, -.5, 0, .5, 0, 1, 0, 0, 0},   // 1
+      {0, 0, 1, 0, -2.5, 0, .5, 0, 1, 0, 0},   {0, 0, 0, .5, 0, -1.5, 0, 1, 0, 0, 0},  // -1
+      {0, 0, -2, 0, -1, 0, 2, 0, 1, 0, 0},     {0, 0, 0, -1, 0, 0, 0, 1, 0, 0, 0},     // 1/2
+      {0, 0, .5, 0, -1, 0, -.5, 0, 1, 0, 0},                                           // -2
+  };
+  // The powers of each point, for each window.
+  static constexpr double kOutput[4][6] = {
+      {1, 0, 1, 1, 1, 1}, {0, 0, 1, -1, .5, -2}, {0, 0, 1, 1, .25, 4}, {0, 1, 1, -1, .125, -8}};
+
+  // sum + the terms of one row of a table, whose zeros cost nothing.
+  template <int kTerms, typename L>
+  static inline __attribute__((always_inline)) L add_terms(L sum, const double (&factors)[kTerms],
+                                                           const L (&terms)[kTerms]) {
+#pragma GCC unroll 11
+    for (int j = 0; j < kTerms; ++j) {
+      const T factor = static_cast<T>(factors[j]);
+      if (factor != 0) sum = map([factor](auto s, auto x) { return s + factor * x; }, sum, terms[j]);
+    }
+    return sum;
+  }
+
+  static void winograd_input(int64_t count, const T* frames, T* sums) {
+    each_column(count, [=](auto zero, int64_t i) __attribute__((always_inline)) {
+      decltype(zero) in[11];
+#pragma GCC unroll 11
+      for (int j = 0; j < 11; ++j) in[j] = load<decltype(zero)>(frames + j * count + i);
+#pragma GCC unroll 11
+      for (int s = 0; s < 11; ++s) store(sums + s * count + i, add_terms(zero, kInput[s], in));
+    });
+  }
+
+  static void winograd_output(int64_t rows, const T* products, const T* bias, T* y, int64_t y_row, int64_t y_window) {
+    each_column(16, [=](auto zero, int64_t c) __attribute__((always_inline)) {
+      const auto shift = load<decltype(zero)>(bias + c);
+      for (int64_t r = 0; r < rows; ++r) {
+        decltype(zero) in[6];
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; ++j) in[j] = load<decltype(zero)>(products + (j * rows + r) * 16 + c);
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; ++w) {
+          store(y + w * y_window + r * y_row + c,
+                map([](auto v, auto z) { return v < 0 ? z : v; }, add_terms(shift, kOutput[w], in), zero));
+        }
+      }
+    });
+  }
+
   static void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_row, T* to, int64_t to_row) {
     typedef T Four __attribute__((vector_size(4 * sizeof(T))));
     constexpr int64_t kLine = 64 / sizeof(T), kAhead = 8;  // rows far apart: no processor foresees the next ones
@@ -228,7 +279,9 @@ struct ColumnLoops {
   }
 
   static constexpr ColumnPasses<T> table() {
-    return {&moments, &combine, &sums, &backward, &select, &maximum, &sum_and_difference, &difference, &transpose};
+    return {
+        &moments,        &combine,         &sums,     &backward, &select, &maximum, &sum_and_difference, &difference,
+        &winograd_input, &winograd_output, &transpose};
   }
 };
 

@@ -1,6 +1,6 @@
 // Windows of five frames, two frames apart, two at a time: 7 products with A's columns of one slot instead of 10, in
-// exact algebra (Winograd's F(2,3) on the even frames, F(2,2) on the odd ones; folded/paired_windows.h has the same for
-// the folded network). With B_j the columns of slot j, and the sums
+// exact algebra (Winograd's F(2,3) on the even frames, F(2,2) on the odd ones; folded/joined_windows.h takes four at a
+// time, for the folded network). With B_j the columns of slot j, and the sums
 //
 //     E = (B_0 + B_2 + B_4) / 2,    D = (B_0 - B_2 + B_4) / 2,    H = B_1 + B_3
 //
