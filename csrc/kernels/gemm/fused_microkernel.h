@@ -160,6 +160,9 @@ struct FusedTile {
         Rows a(segment.a + group * segment.a_group + row * segment.a_row, segment.a_row);
         const T* b = segment.b + panel * segment.b_panel + group * segment.b_group;
         const int64_t b_row = segment.b_row, b_panel = segment.b_panel, depth = segment.depth;
+        // The first panels' pass finds `a` far away and fetches what the next tile reads; later ones find it nearby.
+        const int64_t next = row + kRows < p.rows ? kRows * segment.a_row : segment.a_group - row * segment.a_row;
+        const int64_t ahead = panel == 0 ? next : kAhead;
         int64_t k = 0;
         for (; k + 8 <= depth; k += 8) {
 #pragma GCC unroll 8
@@ -172,7 +175,7 @@ struct FusedTile {
           }
           a.forward(8);
 #pragma GCC unroll 16
-          for (int i = 0; i < kRows; ++i) __builtin_prefetch(a.address(i, kAhead));
+          for (int i = 0; i < kRows; ++i) __builtin_prefetch(a.address(i, 0) + ahead);
         }
         for (; k < depth; ++k, b += b_row) {
           step<kRows>(sum, a, 0, b, b_panel);
