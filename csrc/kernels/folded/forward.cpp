@@ -118,12 +118,14 @@ class Forward {
                   [&](int worker, int64_t task) { body(tasks[task], scratch_ + worker * layout_.scratch); });
   }
 
+  // Workers that share a person, if as many work on each of them.
+  int64_t share() const { return machine_.pool.workers / std::gcd<int64_t>(machine_.pool.workers, num_persons_); }
+
+  // As many tasks for each worker: there are few, and the next step waits for the last of them.
   template <typename Body>
   void each_person(int64_t count, int64_t size, const Body& body) {
     std::vector<Task> tasks;
-    // As many tasks for each worker: there are few, and the next step waits for the last of them.
-    const int64_t workers = machine_.pool.workers, share = workers / std::gcd(workers, num_persons_);
-    for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size, {}, share);
+    for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size, {}, share());
     each(tasks, body);
   }
 
@@ -165,19 +167,23 @@ class Forward {
         aggregate_first(stage.windows[i], V, at(task.person, layout_.input), layout_.x_frames, layout_.before,
                         task.begin, task.end, const_cast<T*>(windows[i]), scratch, machine_.product);
       }
-      collapse(stage, V, windows.data(), task.end - task.begin,
+      collapse(stage, V, {0, stage.out / kPanel}, windows.data(), task.end - task.begin,
                at(task.person, layout_.left) + task.begin * V * stage.out, machine_.product);
     });
   }
 
-  // The panels of `out` channels, as many at a time as the product takes.
-  std::vector<Panels> panels_of(int64_t out) const {
+  // The panels of `out` channels in even runs, each as many as the product takes at a time or a multiple.
+  std::vector<Panels> panels_of(int64_t out, int64_t runs) const {
+    const int64_t end = out / kPanel, tiles = (end + machine_.panels - 1) / machine_.panels;
     std::vector<Panels> all;
-    for (int64_t first = 0, end = out / kPanel; first < end; first += machine_.panels) {
-      all.push_back({first, std::min(machine_.panels, end - first)});
+    runs = std::min(runs, tiles);
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t first = tiles * i / runs * machine_.panels;
+      all.push_back({first, std::min(tiles * (i + 1) / runs * machine_.panels, end) - first});
     }
     return all;
   }
+  std::vector<Panels> panels_of(int64_t out) const { return panels_of(out, out); }
 
   // The convolution per frame and those over windows read the same input: one list of tasks, the large ones first.
   void graph_convolutions(const Stage<T>& stage, int64_t T_in) {
@@ -201,7 +207,7 @@ class Forward {
     }
     for (const Panels& panels : panels_of(stage.middle)) {
       std::vector<Task> frames;
-      cut(frames, 0, T_in, 2 * kFrames, panels, 1);
+      cut(frames, 0, T_in, kFrames, panels, 1);
       for (Task task : frames) {
         for (task.person = 0; task.person < num_persons_; ++task.person) tasks.push_back(task);
       }
@@ -219,28 +225,34 @@ class Forward {
     });
   }
 
+  // Workers that share a person take other channels, not other frames: of these there may be too few to be even.
   void collapse_windows(const Stage<T>& stage, int64_t T_out) {
-    const int64_t V = network_.joints;
-    each_person(T_out, kFrames / 2, [&](const Task& task, T*) {
+    std::vector<Task> tasks;
+    for (int64_t person = 0; person < num_persons_; ++person) {
+      for (const Panels& panels : panels_of(stage.out, share())) cut(tasks, person, T_out, kFrames / 2, panels, 1);
+    }
+    each(tasks, [&](const Task& task, T*) {
+      const int64_t V = network_.joints;
       std::vector<const T*> windows;
       for (std::size_t i = 0; i < stage.windows.size(); ++i) {
         const GraphConvolution<T>& conv = stage.windows[i];
         windows.push_back(at(task.person, layout_.windows[i]) + task.begin * conv.window * V * conv.out);
       }
-      collapse(stage, V, windows.data(), task.end - task.begin,
+      collapse(stage, V, task.panels, windows.data(), task.end - task.begin,
                at(task.person, layout_.left) + task.begin * V * stage.out, machine_.product);
     });
   }
 
+  // Tasks of whole frames, or of any rows (t, v) where frames follow one another in every operand.
   void temporal(const TemporalUnit<T>& unit, int64_t T_in, int64_t from, int64_t to) {
-    const int64_t V = network_.joints;
-    each_person(T_in, kFrames, [&](const Task& task, T*) {
-      temporal_hidden(unit, V, at(task.person, from), T_in, task.begin, task.end, at(task.person, layout_.hidden),
-                      machine_.product);
+    const int64_t V = network_.joints, step = unit.stride == 1 ? 1 : V;
+    each_person(T_in * V / step, kFrames * V / step, [&](const Task& task, T*) {
+      temporal_hidden(unit, V, at(task.person, from), T_in, task.begin * step, task.end * step,
+                      at(task.person, layout_.hidden), machine_.product);
     });
-    each_person(unit.frames(T_in), kFrames, [&](const Task& task, T*) {
-      temporal_output(unit, V, at(task.person, from), T_in, at(task.person, layout_.hidden), task.begin, task.end,
-                      at(task.person, to), machine_.product);
+    each_person(unit.frames(T_in) * V / step, kFrames * V / step, [&](const Task& task, T*) {
+      temporal_output(unit, V, at(task.person, from), T_in, at(task.person, layout_.hidden), task.begin * step,
+                      task.end * step, at(task.person, to), machine_.product);
     });
   }
 

@@ -144,30 +144,24 @@ void aggregate_first(const GraphConvolution<T>& conv, int64_t joints, const T* x
 }
 
 template <typename T>
-void collapse(const Stage<T>& stage, int64_t joints, const T* const* h, int64_t count, T* y,
+void collapse(const Stage<T>& stage, int64_t joints, Panels panels, const T* const* h, int64_t count, T* y,
               ProductFunction<T> product) {
   std::vector<Segment<T>> slots;
   for (std::size_t i = 0; i < stage.windows.size(); ++i) {
     const GraphConvolution<T>& conv = stage.windows[i];
-    const int64_t slot_size = conv.out * kPanel;
+    const int64_t slot_size = conv.out * kPanel, panel_size = conv.window * slot_size;
+    const T* weight = stage.collapse_weight[i] + panels.first * panel_size;
     for (int64_t s = 0; s < conv.window; ++s) {
-      slots.push_back({h[i] + s * joints * conv.out, conv.window * joints * conv.out, conv.out,
-                       stage.collapse_weight[i] + s * slot_size, 0, kPanel, conv.out, conv.window * slot_size});
+      slots.push_back({h[i] + s * joints * conv.out, conv.window * joints * conv.out, conv.out, weight + s * slot_size,
+                       0, kPanel, conv.out, panel_size});
     }
   }
-  FusedProduct<T> out{slots.data(),
-                      static_cast<int64_t>(slots.size()),
-                      count,
-                      joints,
-                      y,
-                      joints * stage.out,
-                      stage.out,
-                      stage.collapse_bias,
-                      y,
-                      joints * stage.out,
-                      stage.out,
-                      true};
-  out.panels = stage.out / kPanel;
+  const int64_t first = panels.first * kPanel, frame = joints * stage.out;
+  FusedProduct<T> out{slots.data(), static_cast<int64_t>(slots.size()), count, joints, y + first, frame, stage.out};
+  out.bias = stage.collapse_bias + first;
+  out.add = y + first, out.add_group = frame, out.add_row = stage.out;
+  out.relu = true;
+  out.panels = panels.count;
   product(out);
 }
 
@@ -178,7 +172,7 @@ void collapse(const Stage<T>& stage, int64_t joints, const T* const* h, int64_t 
                                  T*, const Machine<T>&);                                                               \
   template void aggregate_first<T>(const GraphConvolution<T>&, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,  \
                                    T*, T*, ProductFunction<T>);                                                        \
-  template void collapse<T>(const Stage<T>&, int64_t, const T* const*, int64_t, T*, ProductFunction<T>);
+  template void collapse<T>(const Stage<T>&, int64_t, Panels, const T* const*, int64_t, T*, ProductFunction<T>);
 MSG3D_INSTANTIATE(float)
 MSG3D_INSTANTIATE(double)
 

@@ -37,10 +37,10 @@ template <typename T>
 void aggregate_first(const GraphConvolution<T>& conv, int64_t joints, const T* x, int64_t x_frames, int64_t before,
                      int64_t begin, int64_t end, T* y, T* scratch, ProductFunction<T> product);
 
-// y[t] = relu(y[t] + bias + sum over windows and their slots of h[t, slot] W), for `count` windows; h and y start at
-// the first of them.
+// y[t] = relu(y[t] + bias + sum over windows and their slots of h[t, slot] W) of some channels, for `count` windows; h
+// and y start at the first of them.
 template <typename T>
-void collapse(const Stage<T>& stage, int64_t joints, const T* const* h, int64_t count, T* y,
+void collapse(const Stage<T>& stage, int64_t joints, Panels panels, const T* const* h, int64_t count, T* y,
               ProductFunction<T> product);
 
 }  // namespace msg3d::folded

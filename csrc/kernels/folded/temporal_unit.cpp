@@ -28,7 +28,7 @@ void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, i
   // Compilers do not find the vectors in a maximum that respects NaN.
   const auto larger = [](V a, V b) { return (a > b) | (a != a) ? a : b; };  // or the one that is not a number
   const int64_t first = kDilations * unit.slot, frame = joints * unit.slot;
-  for (int64_t row = begin * joints; row < end * joints; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     const T* now = h + (row / joints * unit.stride + unit.padding()) * frame + row % joints * unit.slot;
     const T* add = x + row * unit.in + first;
     T* out = y + row * unit.out + first;
@@ -49,7 +49,7 @@ void pool(const TemporalUnit<T>& unit, int64_t joints, const T* x, const T* h, i
 template <typename T>
 void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, int64_t begin,
                      int64_t end, T* h, ProductFunction<T> product) {
-  const int64_t frame_size = joints * unit.slot, padding = unit.padding() * frame_size;
+  const int64_t padding = unit.padding() * joints * unit.slot;
   const int64_t branch_h = branch_size(unit, joints, frames);
   for (int64_t branch = 0; begin == 0 && branch <= kDilations; ++branch) {
     T* const own = h + branch * branch_h;
@@ -60,21 +60,16 @@ void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
   const int64_t together = unit.slot == kPanel && unit.stride == 1 ? kDilations + 1 : 1;
   for (int64_t branch = 0; branch <= kDilations; branch += together) {
     const bool every = reads_every_frame(unit, branch);
-    const int64_t step = every ? 1 : unit.stride, first = (begin + step - 1) / step * step;
-    if (first >= end) continue;
-    const int64_t count = (end - first + step - 1) / step, channel = branch * unit.slot;
     // Frames that follow one another are one long run of rows, which splits into full tiles.
-    const int64_t groups = step == 1 ? 1 : count, rows = step == 1 ? count * joints : joints;
-    const Segment<T> segment{x + first * joints * unit.in,
-                             step * joints * unit.in,
-                             unit.in,
-                             unit.hidden_weight + channel * unit.in,
-                             0,
-                             kPanel,
-                             unit.in,
-                             unit.in * kPanel};
-    FusedProduct<T> out{&segment,          1,        groups, rows, h + branch * branch_h + padding + first * frame_size,
-                        step * frame_size, unit.slot};
+    const int64_t step = unit.stride * joints, first = every ? begin : (begin + step - 1) / step * step;
+    if (first >= end) continue;
+    const int64_t groups = every ? 1 : (end - first + step - 1) / step, rows = every ? end - first : joints;
+    const int64_t channel = branch * unit.slot;
+    const Segment<T> segment{
+        x + first * unit.in, step * unit.in, unit.in, unit.hidden_weight + channel * unit.in, 0, kPanel, unit.in,
+        unit.in * kPanel};
+    FusedProduct<T> out{&segment,         1,        groups, rows, h + branch * branch_h + padding + first * unit.slot,
+                        step * unit.slot, unit.slot};
     out.bias = unit.hidden_bias + channel;
     out.relu = true;
     out.panels = together * unit.slot / kPanel;
@@ -88,9 +83,9 @@ void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
                      int64_t end, T* y, ProductFunction<T> product) {
   const int64_t stride = unit.stride, branch_h = branch_size(unit, joints, frames);
   // Frames that follow one another are one long run of rows here too.
-  const int64_t groups = stride == 1 ? 1 : end - begin, rows = stride == 1 ? (end - begin) * joints : joints;
-  const T* x_begin = x + begin * stride * joints * unit.in;
-  T* y_begin = y + begin * joints * unit.out;
+  const int64_t groups = stride == 1 ? 1 : (end - begin) / joints, rows = stride == 1 ? end - begin : joints;
+  const T* x_begin = x + begin * stride * unit.in;
+  T* y_begin = y + begin * unit.out;
   std::vector<Segment<T>> segments;
   // To the columns of a branch, from its first channel on.
   const auto write = [&](int64_t branch, int64_t channels, const T* bias, const T* add) {
@@ -118,8 +113,8 @@ void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, in
       continue;
     }
     for (int64_t tap = 0; tap < unit.taps; ++tap) {
-      const int64_t frame = begin * stride + unit.padding() + (tap - unit.taps / 2) * (branch + 1);
-      segments.push_back({h + branch * branch_h + frame * joints * unit.slot, stride * joints * unit.slot, unit.slot,
+      const int64_t row = begin * stride + (unit.padding() + (tap - unit.taps / 2) * (branch + 1)) * joints;
+      segments.push_back({h + branch * branch_h + row * unit.slot, stride * joints * unit.slot, unit.slot,
                           unit.branch_weight[branch] + tap * unit.slot * kPanel, 0, kPanel, unit.slot,
                           unit.taps * unit.slot * kPanel});
     }

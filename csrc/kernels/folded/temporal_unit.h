@@ -9,13 +9,13 @@
 
 namespace msg3d::folded {
 
-// Frames [begin, end) of the clip: x (T, V, in) -> h (5, padding + T + padding, V, slot). The task of frame 0 also
-// writes the padding.
+// Rows (t, v) from `begin` to `end` of the clip, at a stride those of whole frames: x (T, V, in) -> h (5, padding + T +
+// padding, V, slot). The task of row 0 also writes the padding.
 template <typename T>
 void temporal_hidden(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, int64_t begin,
                      int64_t end, T* h, ProductFunction<T> product);
 
-// Output frames [begin, end): x (T, V, in), h -> y (T_out, V, out).
+// Output rows (t, v) from `begin` to `end`, at a stride those of whole frames: x (T, V, in), h -> y (T_out, V, out).
 template <typename T>
 void temporal_output(const TemporalUnit<T>& unit, int64_t joints, const T* x, int64_t frames, const T* h, int64_t begin,
                      int64_t end, T* y, ProductFunction<T> product);
