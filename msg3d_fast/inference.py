@@ -10,7 +10,9 @@ takes a multiple of 16 places, those without a channel have zero weights and sta
 """
 
 import math
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -28,6 +30,7 @@ from .model import Recognizer, check_clips, take
 from .modules import MSTCN, STMSGCN, MWMSG3DBlock
 
 GPU_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+VERSION = attrgetter("_version")
 COUNTER = "num_batches_tracked"  # the only buffer that inference may let change
 PANEL = 16  # kPanel in csrc/kernels/gemm/fused_product.h
 LARGEST = 64  # scales, window and dilation that csrc/kernels/folded/network.h reads
@@ -185,41 +188,72 @@ def _pack(model: Recognizer) -> tuple[Tensor, Tensor, tuple[Tensor, int]]:
     return torch.tensor(packer.sizes), torch.cat(packer.arrays), source
 
 
-class _Watch:
-    """Notices that a model's weights are no longer those that it was made from.
+class _Held:
+    """What a module held: its tensors, how often torch saw them written, and where their memory was."""
 
-    A tensor may be replaced, get other memory, or be written in place, which torch counts. It does not count what is
-    written through `.data` or by batch normalisation: one element of each tensor is compared for that.
+    def __init__(self, module: nn.Module) -> None:
+        self.owners = [d for d in (module._parameters, module._buffers) if d]
+        self.entries = [t for d in self.owners for t in d.values()]
+        self.tensors = [t for d in self.owners for name, t in d.items() if t is not None and name != COUNTER]
+        self.counted = [t for t in self.tensors if not t.is_inference()]
+        self.versions, self.pointers = list(map(VERSION, self.counted)), list(map(Tensor.data_ptr, self.tensors))
+        flat = [t.detach().reshape(-1) for t in self.tensors if t.is_cpu and t.is_contiguous() and t.numel()]
+        self.seen = [t[len(t) // 2 :][:1].view(torch.int16)[:2] for t in flat]  # holds on to the memory
+        self.values = [t.clone() for t in self.seen]
+
+
+class _Look:
+    """A quick look at whether modules still hold what they held.
 
     After a forward pass nothing of all this is left in the caches. Waiting for one piece after another would take as
     long as a twentieth of a forward pass: `near` has the addresses of the objects, which are fetched all at once.
     """
 
+    def __init__(self, modules: Iterable[_Held]) -> None:
+        modules = list(modules)
+
+        def all_of(what: str) -> list[Any]:
+            return list(chain.from_iterable(map(attrgetter(what), modules)))
+
+        self.owners, self.entries = all_of("owners"), all_of("entries")
+        self.tensors, self.pointers = all_of("tensors"), all_of("pointers")
+        self.counted, self.versions = all_of("counted"), all_of("versions")
+        self.values = torch.cat([torch.empty(0, dtype=torch.int16), *all_of("values")])
+        places = [t.data_ptr() + 2 * i for t in all_of("seen") for i in range(len(t))]
+        self.places = torch.tensor(places, dtype=torch.int64)
+        objects = [*map(id, self.owners), *map(id, self.tensors), *(t._cdata for t in self.tensors)]
+        self.near = torch.tensor(objects, dtype=torch.int64)
+
+    def same(self) -> bool:
+        return not self.owners or (
+            torch.ops.msg3d_fast.same_values(self.places, self.values, self.near)
+            and sum(map(len, self.owners)) == len(self.entries)
+            and all(map(is_, chain.from_iterable(map(dict.values, self.owners)), self.entries))
+            and list(map(VERSION, self.counted)) == self.versions
+            and list(map(Tensor.data_ptr, self.tensors)) == self.pointers
+        )
+
+
+class _Watch:
+    """Notices that a model's weights are no longer those that it was made from.
+
+    A tensor may be replaced, get other memory, or be written in place, which torch counts. It does not count what is
+    written through `.data` or by batch normalisation: one element of each tensor is compared for that. Modules that
+    nobody holds any more are forgotten, and their memory is free: once the model is gone there is nothing to look at.
+    """
+
     def __init__(self, model: nn.Module) -> None:
-        self._owners = [d for m in model.modules() for d in (m._parameters, m._buffers) if d]
-        self._held = self._now()
-        self._tensors = [t for d in self._owners for name, t in d.items() if t is not None and name != COUNTER]
-        self._counted = [t for t in self._tensors if not t.is_inference()]
-        seen = [t.detach().reshape(-1) for t in self._tensors if t.is_cpu and t.is_contiguous() and t.numel()]
-        self._seen = [t[len(t) // 2 :][:1].view(torch.int16)[:2] for t in seen]  # holds on to the memory
-        self._expected = torch.cat([torch.empty(0, dtype=torch.int16), *self._seen])
-        places = [t.data_ptr() + 2 * i for t in self._seen for i in range(len(t))]
-        self._places = torch.tensor(places, dtype=torch.int64)
-        objects = [*map(id, self._owners), *map(id, self._tensors), *(t._cdata for t in self._tensors)]
-        self._near = torch.tensor(objects)
-        self._state = self._read()
-
-    def _now(self) -> list[Tensor | None]:
-        return list(chain.from_iterable(map(dict.values, self._owners)))
-
-    def _read(self) -> tuple[list[int], list[int]]:
-        return list(map(attrgetter("_version"), self._counted)), list(map(Tensor.data_ptr, self._tensors))
+        self._gone: list[weakref.ref] = []
+        owners = [m for m in model.modules() if m._parameters or m._buffers]
+        self._held = {weakref.ref(m, self._gone.append): _Held(m) for m in owners}
+        self._look = _Look(self._held.values())
 
     def changed(self) -> bool:
-        same = torch.ops.msg3d_fast.same_values(self._places, self._expected, self._near)
-        now = self._now()
-        held = len(now) == len(self._held) and all(map(is_, now, self._held))
-        return not (same and held and self._read() == self._state)
+        if self._gone:  # several threads may find it so
+            self._gone.clear()
+            self._held = {module: held for module, held in self._held.items() if module() is not None}
+            self._look = _Look(self._held.values())
+        return not self._look.same()
 
 
 class FusedRecognizer(nn.Module, ABC):
@@ -292,8 +326,8 @@ class PackedRecognizer(FusedRecognizer):
         fc = model.cls_head.fc
         self.register_buffer("sizes", sizes)
         self.register_buffer("weights", weights.to(self.dtype))
-        self.register_buffer("fc_weight", _spread(fc.weight.detach().double(), 1, *places))
-        self.register_buffer("fc_bias", fc.bias.detach().double())
+        self.register_buffer("fc_weight", _spread(fc.weight.detach(), 1, *places))
+        self.register_buffer("fc_bias", fc.bias.detach().clone())
         self.register_buffer("places", places[0])
         self._absent: dict[int, Tensor] = {}  # by T: features (M, features) of persons that are not there
 
@@ -365,9 +399,9 @@ def fuse(model: Recognizer, skip_absent: bool | None = None) -> FusedRecognizer:
             as the model does; on a GPU no.
 
     Returns:
-        FusedRecognizer: a module without parameters or training mode, for the device that the model is on. It holds on
-        to the model's weights, and refuses to run once they have changed; on a GPU it does not notice what is written
-        through `.data`.
+        FusedRecognizer: a module without parameters or training mode, for the device that the model is on. It refuses
+        to run once the model's weights have changed, for as long as somebody holds the model; on a GPU it does not
+        notice what is written through `.data`.
 
     Raises:
         UserError: a model in training mode, on another device, of another float type, or that is no Recognizer.

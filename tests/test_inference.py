@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -210,6 +211,22 @@ def test_unchanged_weights_are_not() -> None:
     assert torch.equal(fused(x), expected)
 
 
+def test_a_model_that_is_gone_is_not_looked_at() -> None:
+    model = build()
+    x, fused = clips(model, 1, 5), fuse(model)
+    expected, kept = fused(x), model.backbone.tcn2
+    weight = weakref.ref(model.cls_head.fc.weight)
+    del model
+    assert torch.equal(fused(x), expected)
+    assert weight() is None  # its memory is free
+    with torch.no_grad():
+        kept.branches[0][0].weight.add_(1)  # of what somebody still holds it notices
+    with pytest.raises(UserError, match="weights changed"):
+        fused(x)
+    del kept
+    assert torch.equal(fused(x), expected)
+
+
 def test_training_mode() -> None:
     model = build()
     with pytest.raises(UserError, match=r"training mode.*model\.eval\(\)"):
@@ -270,8 +287,8 @@ def test_sizes_and_weights_must_belong_together() -> None:
         run(x, *packed, fused.fc_weight[:, 1:], fused.fc_bias, True)
     with pytest.raises(RuntimeError, match="fc_weight has shape"):
         run(x, *packed, fused.fc_weight, fused.fc_bias[1:], True)
-    with pytest.raises(RuntimeError, match="fc_weight is Float"):
-        run(x, *packed, fused.fc_weight.float(), fused.fc_bias, True)
+    with pytest.raises(RuntimeError, match="fc_weight is Double"):
+        run(x, *packed, fused.fc_weight.double(), fused.fc_bias, True)
     with pytest.raises(RuntimeError, match="absent is Float"):
         run(x, *packed, *classifier, True, torch.zeros(2, fused.fc_weight.shape[1]))
     with pytest.raises(RuntimeError, match=r"absent has shape .*expected \(2, "):

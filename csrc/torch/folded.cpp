@@ -82,8 +82,7 @@ ArenaPool& arenas() {
 
 // logits = weight features + bias. The partial sums let compilers use vectors.
 template <typename T>
-void classify(const double* weight, const double* bias, int64_t classes, int64_t width, const double* features,
-              T* logits) {
+void classify(const T* weight, const T* bias, int64_t classes, int64_t width, const double* features, T* logits) {
   constexpr int64_t kSums = 16;
   for (int64_t c = 0; c < classes; ++c, weight += width) {
     double sums[kSums] = {}, sum = bias[c];
@@ -107,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& x, const Tensor& sizes, con
           "folded_network: clips must be (clips, ", network.persons, ", frames, ", network.joints, ", ",
           network.channels, "), found ", shape_of(x));
   const int64_t width = network.features(), classes = fc_bias.numel();
-  require_shape("folded_network", "fc_weight", fc_weight, {classes, width}, ScalarType::Double);
+  require_shape("folded_network", "fc_weight", fc_weight, {classes, width}, x.scalar_type());
   if (known) require_shape("folded_network", "absent", *known, {M, width}, ScalarType::Double);
   require(fc_weight.is_contiguous() && (!known || known->is_contiguous()),
           "folded_network: fc_weight and absent must be contiguous");
@@ -144,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& x, const Tensor& sizes, con
       const double* row = is_absent[n * M + m] ? of_absent + m * width : &rows[(n * M + m) * width];
       for (int64_t j = 0; j < width; ++j) mean[j] += row[j] / static_cast<double>(M);
     }
-    classify(fc_weight.const_data_ptr<double>(), fc_bias.const_data_ptr<double>(), classes, width, mean,
+    classify(fc_weight.const_data_ptr<T>(), fc_bias.const_data_ptr<T>(), classes, width, mean,
              logits.mutable_data_ptr<T>() + n * classes);
   }
   return {logits, features, absent};
@@ -162,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> folded_network(const Tensor& clips, const Ten
   require(type == weights.scalar_type(), "folded_network: clips and weights must have one dtype");
   require(sizes.scalar_type() == ScalarType::Long && sizes.is_contiguous() && weights.is_contiguous(),
           "folded_network: sizes must be int64, sizes and weights contiguous");
-  require_shape("folded_network", "fc_bias", fc_bias, {fc_bias.numel()}, ScalarType::Double);
+  require_shape("folded_network", "fc_bias", fc_bias, {fc_bias.numel()}, type);
   return (type == ScalarType::Float ? run<float> : run<double>)(torch::stable::contiguous(clips), sizes, weights,
                                                                 fc_weight, fc_bias, skip_absent, absent, torch_pool());
 }
