@@ -70,9 +70,10 @@ def assert_runs(command: list[str | Path], count: int) -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_under_sanitizers(name: str, cases: Path, tmp_path: Path) -> None:
-    """Address and undefined-behaviour sanitizers; the registers that the tiles pin are left to the compiler."""
-    flags = ["-O1", "-g", "-mavx2", "-mfma", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_under_sanitizers(sanitizers: str, name: str, cases: Path, tmp_path: Path) -> None:
+    """The registers that the tiles pin are left to the compiler."""
+    flags = ["-O1", "-g", "-mavx2", "-mfma", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     flags += ["-DMSG3D_KEEP_IN_REGISTER(v)=", "-Wno-psabi"]
     program = compile_program(name, tmp_path / name, os.environ.get("CXX", "c++"), *flags)
     argument, count = (cases, len(CASES)) if name == "folded" else ("100", 100)

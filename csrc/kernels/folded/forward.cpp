@@ -1,7 +1,10 @@
 #include "forward.h"
 
 #include <algorithm>
+#include <deque>
+#include <functional>
 #include <numeric>
+#include <utility>
 
 #include "graph_convolution.h"
 #include "temporal_unit.h"
@@ -94,7 +97,7 @@ class Forward {
         scratch_(arena + num_persons * layout_.person) {}
 
   void run() {
-    each_person(1, 1, [&](const Task& task, T*) { load(task.person); });
+    each_person(1, 1, [this](const Task& task, T*) { load(task.person); });
     int64_t T_in = frames_;
     for (const Stage<T>& stage : network_.stages) {
       const bool aggregates = &stage == &network_.stages.front();
@@ -106,27 +109,36 @@ class Forward {
       temporal(stage.third, T_out, layout_.left, layout_.current);
       T_in = T_out;
     }
-    each_person(network_.features() / kPanel, 1, [&](const Task& task, T*) { mean(task.person, task.begin, T_in); });
+    each_person(network_.features() / kPanel, 1,
+                [this, T_in](const Task& task, T*) { mean(task.person, task.begin, T_in); });
+    StepRun::run(machine_.pool, steps_.data(), static_cast<int64_t>(steps_.size()));
   }
 
  private:
+  using Body = std::function<void(int worker, int64_t task)>;
+
   T* at(int64_t person, int64_t offset) const { return arena_ + person * layout_.person + offset; }
 
-  template <typename Body>
-  void each(const std::vector<Task>& tasks, const Body& body) {
-    for_each_task(machine_.pool, static_cast<int64_t>(tasks.size()),
-                  [&](int worker, int64_t task) { body(tasks[task], scratch_ + worker * layout_.scratch); });
+  // One more step: body(task, scratch memory).
+  template <typename TaskBody>
+  void each(std::vector<Task> tasks, const TaskBody& body) {
+    const auto count = static_cast<int64_t>(tasks.size());
+    bodies_.push_back([this, tasks = std::move(tasks), body](int worker, int64_t task) {
+      body(tasks[task], scratch_ + worker * layout_.scratch);
+    });
+    steps_.push_back({count, &bodies_.back(),
+                      [](void* body, int worker, int64_t task) { (*static_cast<Body*>(body))(worker, task); }});
   }
 
   // Workers that share a person, if as many work on each of them.
   int64_t share() const { return machine_.pool.workers / std::gcd<int64_t>(machine_.pool.workers, num_persons_); }
 
   // As many tasks for each worker: there are few, and the next step waits for the last of them.
-  template <typename Body>
-  void each_person(int64_t count, int64_t size, const Body& body) {
+  template <typename TaskBody>
+  void each_person(int64_t count, int64_t size, const TaskBody& body) {
     std::vector<Task> tasks;
     for (int64_t person = 0; person < num_persons_; ++person) cut(tasks, person, count, size, {}, share());
-    each(tasks, body);
+    each(std::move(tasks), body);
   }
 
   // data_bn, and from (T, V, C) to (V, frames, in) with zero frames around.
@@ -146,7 +158,7 @@ class Forward {
   }
 
   void spatial_of_input(const Stage<T>& stage) {
-    each_person(frames_, kFrames, [&](const Task& task, T* scratch) {
+    each_person(frames_, kFrames, [this, &stage](const Task& task, T* scratch) {
       aggregate_first(stage.spatial, network_.joints, at(task.person, layout_.input), layout_.x_frames, layout_.before,
                       task.begin, task.end, at(task.person, layout_.left) + task.begin * network_.joints * stage.middle,
                       scratch, machine_.product);
@@ -155,8 +167,8 @@ class Forward {
 
   // Windows of a few frames live in scratch only until they are collapsed.
   void windows_of_input(const Stage<T>& stage) {
-    const int64_t V = network_.joints;
-    each_person(frames_, kFrames, [&](const Task& task, T* scratch) {
+    each_person(frames_, kFrames, [this, &stage](const Task& task, T* scratch) {
+      const int64_t V = network_.joints;
       std::vector<const T*> windows;
       for (const GraphConvolution<T>& conv : stage.windows) {
         T* h = scratch;
@@ -217,7 +229,7 @@ class Forward {
     for (std::size_t first = 0, workers = machine_.pool.workers; first < workers; ++first) {
       for (std::size_t i = first; i < tasks.size(); i += workers) dealt.push_back(tasks[i]);
     }
-    each(dealt, [&](const Task& task, T* scratch) {
+    each(std::move(dealt), [this, &stage, V, T_in](const Task& task, T* scratch) {
       const GraphConvolution<T>& conv = task.window < 0 ? stage.spatial : stage.windows[task.window];
       T* y = at(task.person, task.window < 0 ? layout_.left : layout_.windows[task.window]);
       project_first(conv, V, at(task.person, layout_.current), T_in, task.panels, task.begin, task.end, y, scratch,
@@ -231,7 +243,7 @@ class Forward {
     for (int64_t person = 0; person < num_persons_; ++person) {
       for (const Panels& panels : panels_of(stage.out, share())) cut(tasks, person, T_out, kFrames / 2, panels, 1);
     }
-    each(tasks, [&](const Task& task, T*) {
+    each(std::move(tasks), [this, &stage](const Task& task, T*) {
       const int64_t V = network_.joints;
       std::vector<const T*> windows;
       for (std::size_t i = 0; i < stage.windows.size(); ++i) {
@@ -246,14 +258,15 @@ class Forward {
   // Tasks of whole frames, or of any rows (t, v) where frames follow one another in every operand.
   void temporal(const TemporalUnit<T>& unit, int64_t T_in, int64_t from, int64_t to) {
     const int64_t V = network_.joints, step = unit.stride == 1 ? 1 : V;
-    each_person(T_in * V / step, kFrames * V / step, [&](const Task& task, T*) {
+    each_person(T_in * V / step, kFrames * V / step, [this, &unit, V, T_in, from, to, step](const Task& task, T*) {
       temporal_hidden(unit, V, at(task.person, from), T_in, task.begin * step, task.end * step,
                       at(task.person, layout_.hidden), machine_.product);
     });
-    each_person(unit.frames(T_in) * V / step, kFrames * V / step, [&](const Task& task, T*) {
-      temporal_output(unit, V, at(task.person, from), T_in, at(task.person, layout_.hidden), task.begin * step,
-                      task.end * step, at(task.person, to), machine_.product);
-    });
+    each_person(unit.frames(T_in) * V / step, kFrames * V / step,
+                [this, &unit, V, T_in, from, to, step](const Task& task, T*) {
+                  temporal_output(unit, V, at(task.person, from), T_in, at(task.person, layout_.hidden),
+                                  task.begin * step, task.end * step, at(task.person, to), machine_.product);
+                });
   }
 
   // In double: a sequential mean in float would add three times the error of everything before it.
@@ -275,6 +288,8 @@ class Forward {
   const Machine<T>& machine_;
   const Layout layout_;
   T* const scratch_;
+  std::deque<Body> bodies_;  // of the steps
+  std::vector<Step> steps_;
 };
 
 }  // namespace
