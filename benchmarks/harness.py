@@ -74,6 +74,7 @@ def compare(
     seconds: float = 8.0,
     pause: float = PAUSE,
     not_measured: Mapping[str, str] | None = None,
+    threads: Mapping[str, int] | None = None,
     **info: object,
 ) -> None:
     """Time `ours` through pytest-benchmark and every rival between its rounds.
@@ -85,16 +86,20 @@ def compare(
         seconds: about how long to measure; decides the number of rounds, at least 3 and at most 40.
         pause: seconds of sleep before each call.
         not_measured: name -> why, of the rivals that are missing.
+        threads: name -> number of threads, set before its time is taken; "ours" is ours. The rest have the process's.
         info: what else the record shall hold.
     """
     taken: dict[str, list[float]] = {name: [] for name in rivals}
+    everyone, threads = torch.get_num_threads(), threads or {}
 
     def others() -> None:
         for name, call in rivals.items():
+            torch.set_num_threads(threads.get(name, everyone))
             time.sleep(pause)
             start = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - start)
+        torch.set_num_threads(threads.get("ours", everyone))
         time.sleep(pause)
 
     for _ in range(2):  # the first call of each allocates, packs and compiles
@@ -108,6 +113,7 @@ def compare(
         series.clear()
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / one_round)))
     benchmark.pedantic(ours, setup=others, rounds=rounds, iterations=1)
+    torch.set_num_threads(everyone)
     benchmark.extra_info.update(info)
     benchmark.extra_info["rivals"] = {name: summary(series) for name, series in taken.items()}
     benchmark.extra_info["not_measured"] = dict(not_measured or {})

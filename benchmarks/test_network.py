@@ -14,7 +14,7 @@ from torch import Tensor
 from msg3d_fast import fuse
 
 from .fresh import measure
-from .harness import SGEMM, SGEMM_FLOPS, assert_parity, compare, keep_equal, record, sgemm, with_threads
+from .harness import SGEMM, SGEMM_FLOPS, assert_parity, compare, keep_equal, record, sgemm
 from .rivals import RIVALS, build
 from .workload import LAYOUTS, clips, flops, network
 
@@ -75,11 +75,11 @@ def test_threads(benchmark, skeleton: str, persons: int) -> None:
     layout = LAYOUTS[skeleton]
     ours, x, product = fuse(network(layout).eval()), clips(layout, 1, 100, [persons]), sgemm()
     check(ours, layout, x)
-    rivals = {"1 thread": with_threads(1, lambda: ours(x)), f"{SGEMM}, 1 thread": with_threads(1, product)}
     compare(
         benchmark,
-        with_threads(2, lambda: ours(x)),
-        rivals | {SGEMM: with_threads(2, product)},
+        lambda: ours(x),
+        {"1 thread": lambda: ours(x), f"{SGEMM}, 1 thread": product, SGEMM: product},
+        threads={"1 thread": 1, f"{SGEMM}, 1 thread": 1, SGEMM: 2, "ours": 2},
         kind="threads",
         case={"skeleton": skeleton, "clips": 1, "frames": 100, "persons": persons},
         flops=flops(network(layout), 1, 100) * persons // 2,

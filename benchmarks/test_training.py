@@ -8,7 +8,7 @@ import torch
 from torch._dynamo import reset
 
 from .fresh import measure
-from .harness import assert_parity, compare, failure, record, with_threads
+from .harness import assert_parity, compare, failure, record
 from .workload import LAYOUTS, Trainer, clips, flops, labels, saved_bytes
 
 ALL_PRESENT, NTU_MIX = (2,), (2, 1, 1, 1, 1)
@@ -65,8 +65,9 @@ def test_step_threads(benchmark) -> None:
     trainer, x, y = Trainer("fast"), clips("coco", 4, 100), labels(4)
     compare(
         benchmark,
-        with_threads(2, lambda: trainer.step(x, y)),
-        {"1 thread": with_threads(1, lambda: trainer.step(x, y))},
+        lambda: trainer.step(x, y),
+        {"1 thread": lambda: trainer.step(x, y)},
+        threads={"1 thread": 1, "ours": 2},
         kind="threads",
         case={"skeleton": "coco-17", "clips": 4, "frames": 100, "persons": "training"},
     )
