@@ -8,7 +8,8 @@ prints Markdown and writes time.png (a clip against rivals) and memory.png (a tr
 import argparse
 import json
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,25 @@ def compact(raw: dict[str, Any]) -> dict[str, Any]:
         "commit": raw["commit_info"].get("id", "")[:10] + ("+" if raw["commit_info"].get("dirty") else ""),
         "results": _rounded(results),
     }
+
+
+def median_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first of several runs, each in its own process, with the median of every case's medians in all."""
+
+    def middle(series: Sequence[Record]) -> Record:
+        return {"median": statistics.median(s["median"] for s in series), "min": min(s["min"] for s in series)}
+
+    results = []
+    for result in runs[0]["results"]:
+        same = [result, *(other for run in runs[1:] for other in run["results"] if other["name"] == result["name"])]
+        rivals = {
+            name: middle([one["rivals"][name] for one in same if name in one["rivals"]])
+            for name in result.get("rivals", {})
+        }
+        rounds = sum(one["rounds"] for one in same)
+        merged = {**result, **middle(same), "rounds": rounds, "rivals": rivals, "processes": len(same)}
+        results.append(merged if len(same) > 1 else result)
+    return {**runs[0], "results": _rounded(results)}
 
 
 def _rounded(value: Any) -> Any:
@@ -194,6 +214,8 @@ def markdown(found: dict[str, Any]) -> str:
     about = f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, {machine['isa']}"
     about += f", torch {machine['torch']}, {found['date'][:10]}, commit {found['commit']}, load {machine['load']}"
     parts = [f"Machine: {about}. Medians; each contender once per round, alternately."]
+    if (processes := max((r.get("processes", 1) for r in results), default=1)) > 1:
+        parts[0] += f" Single clips and threads: the median of {processes} processes."
     if of_kind(results, "eval") + of_kind(results, "training"):
         parts.append(times(results))
     parts.append(not_measured(results))

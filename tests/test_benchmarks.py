@@ -198,6 +198,22 @@ def test_kept_results_are_compact(results, tmp_path):
     assert report.load(path) == found
 
 
+def test_several_processes_count_by_their_median(results):
+    runs = []
+    for ours, openvino in ((0.1, 0.2), (0.3, 0.1), (0.2, 0.6)):
+        results["benchmarks"][0]["stats"] |= {"median": ours, "min": ours / 2}
+        results["benchmarks"][0]["extra_info"]["rivals"]["OpenVINO"] = {"median": openvino, "min": openvino / 2}
+        runs.append(report.compact(json.loads(json.dumps(results | {"benchmarks": results["benchmarks"][:1]}))))
+    del runs[2]["results"][0]["rivals"]["eager"]
+    found = report.median_of([report.compact(results), *runs])["results"]
+    assert [found[0][key] for key in ("median", "min", "rounds", "processes")] == [0.2, 0.05, 20, 4]
+    assert found[0]["rivals"]["OpenVINO"] == {"median": 0.4, "min": 0.05}
+    assert found[0]["rivals"]["eager"] == {"median": 0.3, "min": 0.3}
+    assert "processes" not in found[2]
+    text = report.markdown({**report.compact(results), "results": found})
+    assert "Single clips and threads: the median of 4 processes." in text
+
+
 def test_cases_are_collected_without_the_rivals():
     script = "import sys; sys.modules.update(openvino=None, onnxruntime=None, onnx=None); import pytest; "
     script += "sys.exit(pytest.main(['benchmarks', '--collect-only', '-q', '-p', 'no:cacheprovider']))"
