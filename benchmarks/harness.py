@@ -1,5 +1,8 @@
 """Alternate measurement: every contender once per round, a pause before each call, medians over the rounds.
 
+A processor is slower for a while after it had both cores busy, so another rival is the first of each round, and another
+one the last before ours.
+
 A shared machine drifts by more than the differences that matter, so only ratios within one run are claimed. Ours is
 timed by pytest-benchmark; its rivals run in the set-up of each of its rounds and stand in the same record, under
 `extra_info`:
@@ -10,6 +13,7 @@ timed by pytest-benchmark; its rivals run in the set-up of each of its rounds an
 The pause lets one OpenMP, TBB or own thread pool stop spinning before the next one is timed.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,9 +95,12 @@ def compare(
     """
     taken: dict[str, list[float]] = {name: [] for name in rivals}
     everyone, threads = torch.get_num_threads(), threads or {}
+    turns, order = itertools.count(), list(rivals)
 
     def others() -> None:
-        for name, call in rivals.items():
+        first = next(turns) % max(1, len(order))
+        for name in order[first:] + order[:first]:
+            call = rivals[name]
             torch.set_num_threads(threads.get(name, everyone))
             time.sleep(pause)
             start = time.perf_counter()
