@@ -1,6 +1,6 @@
 """One command: measure, keep the results, print the report.
 
-    python -m benchmarks.run --quick        # every figure of the report's table of aims, a dozen minutes on two cores
+    python -m benchmarks.run --quick        # every figure of the report's table of aims, eight minutes on two cores
     python -m benchmarks.run --full         # also long clips, batches, every block, growth: more than an hour
     python -m benchmarks.run --quick -k eval
 
