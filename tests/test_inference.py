@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from msg3d_fast import _library
 from msg3d_fast.errors import UserError
 from msg3d_fast.graph import Layout
-from msg3d_fast.inference import _Watch, fuse
+from msg3d_fast.inference import fuse
 from msg3d_fast.model import Recognizer
 from msg3d_fast.modules import MWMSG3DBlock
+from msg3d_fast.watch import Watch
 
 pytestmark = pytest.mark.skipif(
     not _library.available(), reason="folded kernels are native code, and there is none here"
@@ -307,7 +308,7 @@ def test_fake_kernel(absent: bool) -> None:
 
 def test_weights_that_no_processor_can_read_are_watched_by_their_counters() -> None:
     linear = nn.Linear(3, 2, device="meta")  # as on a GPU
-    watch = _Watch(linear)
+    watch = Watch(linear)
     assert not watch.changed()
     with torch.no_grad():
         linear.weight.add_(1)
