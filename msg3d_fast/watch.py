@@ -64,7 +64,8 @@ class Watch:
 
     A tensor may be replaced, get other memory, or be written in place, which torch counts. It does not count what is
     written through `.data` or by batch normalisation: one element of each tensor is compared for that. Modules that
-    nobody holds any more are forgotten, and their memory is free: once the model is gone there is nothing to look at.
+    nobody holds any more are forgotten by the next look, which frees their memory: once the model is gone there is
+    nothing to look at.
     """
 
     def __init__(self, model: nn.Module) -> None:
