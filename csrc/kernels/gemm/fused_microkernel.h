@@ -32,45 +32,14 @@ struct FusedTile {
     return v;
   }
 
-  // The rows of a in five registers: x86 adds a distance times 1, 2, 4 or 8 as it loads.
-  struct Rows {
-    const char *row0, *row7;
-    int64_t one, three, five;  // distances of so many rows, in bytes
-
-    Rows(const T* a, int64_t a_row) : row0(reinterpret_cast<const char*>(a)), one(a_row * int64_t{sizeof(T)}) {
-      three = 3 * one, five = 5 * one, row7 = row0 + 7 * one;
-    }
-
-    // 0 to 6, 8, 10 or 12 rows.
-    inline __attribute__((always_inline)) int64_t distance(int rows) const {
-      return rows % 5 == 0 ? rows / 5 * five : rows % 3 == 0 ? rows / 3 * three : rows * one;
-    }
-    inline __attribute__((always_inline)) const T* address(int row, int64_t k) const {
-      const char* from = row < 7 || row % 2 == 0 ? row0 + distance(row) : row7 + distance(row - 7);
-      return reinterpret_cast<const T*>(from + k * int64_t{sizeof(T)});
-    }
-    inline __attribute__((always_inline)) T at(int row, int64_t k) const { return *address(row, k); }
-    inline __attribute__((always_inline)) void forward(int64_t k) {
-      row0 += k * int64_t{sizeof(T)}, row7 += k * int64_t{sizeof(T)};
-    }
-    // Otherwise the compiler computes every row's address beforehand, more than there are registers.
-    inline __attribute__((always_inline)) void keep() {
-      MSG3D_OPAQUE_POINTER(row0);
-      MSG3D_OPAQUE_POINTER(row7);
-      MSG3D_OPAQUE_POINTER(one);
-      MSG3D_OPAQUE_POINTER(three);
-      MSG3D_OPAQUE_POINTER(five);
-    }
-  };
-
   // Where vector j of a row lies.
   static inline __attribute__((always_inline)) int64_t place(int j, int64_t panel) {
     return j / kPanelVectors * panel + j % kPanelVectors * kLanes;
   }
 
   template <int kRows>
-  static inline __attribute__((always_inline)) void step(Vector (&sum)[kRows][kVectors], Rows& a, int64_t k, const T* b,
-                                                         int64_t b_panel) {
+  static inline __attribute__((always_inline)) void step(Vector (&sum)[kRows][kVectors], Rows<Target, T>& a, int64_t k,
+                                                         const T* b, int64_t b_panel) {
     a.keep();
     Vector column[kVectors];
 #pragma GCC unroll 8
@@ -157,7 +126,7 @@ struct FusedTile {
         } else if (row + kRows < end) {
           fetch<kRows>(p.segments[0], group, row + kRows);
         }
-        Rows a(segment.a + group * segment.a_group + row * segment.a_row, segment.a_row);
+        Rows<Target, T> a(segment.a + group * segment.a_group + row * segment.a_row, segment.a_row);
         const T* b = segment.b + panel * segment.b_panel + group * segment.b_group;
         const int64_t b_row = segment.b_row, b_panel = segment.b_panel, depth = segment.depth;
         // The first panels' pass finds `a` far away and fetches what the next tile reads; later ones find it nearby.

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "gemm.h"
@@ -27,6 +28,49 @@
 
 namespace msg3d {
 
+// The rows of a matrix in five registers: x86 adds a distance times 1, 2, 4 or 8 as it loads. Otherwise the compiler
+// computes every row's address beforehand, more than there are registers.
+template <typename Target, typename T>
+struct Rows {
+  const char *row0, *row7;
+  int64_t one, three, five;  // distances of so many rows, in bytes
+
+  Rows(const T* a, int64_t a_row) : row0(reinterpret_cast<const char*>(a)), one(a_row * int64_t{sizeof(T)}) {
+    three = 3 * one, five = 5 * one, row7 = row0 + 7 * one;
+  }
+
+  // 0 to 6, 8, 10 or 12 rows.
+  inline __attribute__((always_inline)) int64_t distance(int rows) const {
+    return rows % 5 == 0 ? rows / 5 * five : rows % 3 == 0 ? rows / 3 * three : rows * one;
+  }
+  inline __attribute__((always_inline)) const T* address(int row, int64_t k) const {
+    const char* from = row < 7 || row % 2 == 0 ? row0 + distance(row) : row7 + distance(row - 7);
+    return reinterpret_cast<const T*>(from + k * int64_t{sizeof(T)});
+  }
+  inline __attribute__((always_inline)) T at(int row, int64_t k) const { return *address(row, k); }
+  inline __attribute__((always_inline)) void forward(int64_t k) {
+    row0 += k * int64_t{sizeof(T)}, row7 += k * int64_t{sizeof(T)};
+  }
+  inline __attribute__((always_inline)) void keep() {
+    MSG3D_OPAQUE_POINTER(row0);
+    MSG3D_OPAQUE_POINTER(row7);
+    MSG3D_OPAQUE_POINTER(one);
+    MSG3D_OPAQUE_POINTER(three);
+    MSG3D_OPAQUE_POINTER(five);
+  }
+};
+
+// The rows of a transposed matrix: side by side, steps of the contraction `depth` apart.
+template <typename Target, typename T>
+struct TransposedRows {
+  const T* column;
+  int64_t depth;
+
+  inline __attribute__((always_inline)) T at(int row, int64_t) const { return column[row]; }
+  inline __attribute__((always_inline)) void forward(int64_t k) { column += k * depth; }
+  inline __attribute__((always_inline)) void keep() { MSG3D_OPAQUE_POINTER(column); }
+};
+
 // Target: { kVectorBytes, kMaxRows }, an unnamed-namespace type.
 template <typename Target, typename T>
 struct Microkernel {
@@ -35,6 +79,8 @@ struct Microkernel {
   static constexpr int kMaxRows = Target::kMaxRows;
   // Long sums are added up in blocks: the error of one running sum grows with its length, to several times eager's.
   static constexpr int64_t kBlock = 128;
+  static constexpr int kAhead = 16;      // a row of a is fetched so many values ahead, where no tile follows
+  static constexpr int kRowsAhead = 48;  // and b so many rows: the first tile may find them far away
   typedef T Vector __attribute__((vector_size(Target::kVectorBytes)));
 
   static inline __attribute__((always_inline)) Vector load(const T* p) {
@@ -59,8 +105,27 @@ struct Microkernel {
     for (int j = 0; j < kVectors; ++j) row[j] = load(from + j * kLanes);
   }
 
-  // kVectors: 2, or 1 where that holds all columns.
-  template <int kRows, int kVectors>
+  template <int kRows, int kVectors, typename Operand>
+  static inline __attribute__((always_inline)) void step(Vector (&sum)[kRows][kVectors], Operand& a, int64_t k,
+                                                         const T* b) {
+    a.keep();
+    Vector row[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      row[j] = load(b + j * kLanes);
+      MSG3D_KEEP_IN_REGISTER(row[j]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      Vector value = broadcast(a.at(i, k), std::make_index_sequence<kLanes>());
+      MSG3D_KEEP_IN_REGISTER(value);
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sum[i][j] += value * row[j];
+    }
+  }
+
+  // kVectors: 2, or 1 where that holds all columns. kTransposed: a_row is 1; otherwise a_depth is.
+  template <int kRows, int kVectors, bool kTransposed>
   static void tile(const PanelProduct<T>& p, int64_t row) {
     Vector sum[kRows][kVectors] = {};  // registers: the sum of the current block
     Vector total[kRows][kVectors];     // memory: start and the blocks so far, where there are several
@@ -73,33 +138,46 @@ struct Microkernel {
     }
     int64_t block = kBlock;
     for (int64_t s = 0; s < p.segments; ++s) {
-      const T* a[kRows];
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        a[i] = p.a + (row + i) * p.a_row + s * p.a_segment;
-        MSG3D_OPAQUE_POINTER(a[i]);
-      }
+      using Operand = std::conditional_t<kTransposed, TransposedRows<Target, T>, Rows<Target, T>>;
+      Operand a{p.a + row * p.a_row + s * p.a_segment, kTransposed ? p.a_depth : p.a_row};
       const T* b = p.b + s * p.b_segment;
-      const int64_t a_depth = p.a_depth, b_depth = p.b_depth;
-      int64_t offset = 0;
+      const int64_t b_depth = p.b_depth;
+      // A tile fetches the rows of the next one: a prefetching unit finds each row's stream only after misses.
+      const int64_t ahead = row + kRows < p.rows ? kRows * p.a_row : kAhead;
       for (int64_t depth = p.depth; depth > 0;) {
         const int64_t steps = depth < block ? depth : block;
-#pragma GCC unroll 4
-        for (int64_t d = steps; d > 0; --d) {
-          Vector column[kVectors];
+        constexpr int kSteps = kTransposed ? 4 : 8;  // at a time
+        int64_t d = steps;
+        for (; d >= kSteps; d -= kSteps) {
+#pragma GCC unroll 8
+          for (int u = 0; u < kSteps; ++u) {
+            step(sum, a, kTransposed ? 0 : u, b);
+            b += b_depth;
+            if constexpr (kTransposed) {
+              a.forward(1);
+            } else {
 #pragma GCC unroll 2
-          for (int j = 0; j < kVectors; ++j) {
-            column[j] = load(b + j * kLanes);
-            MSG3D_KEEP_IN_REGISTER(column[j]);
+              for (int64_t line = 0; line < int64_t{sizeof(sum[0])}; line += 64) {
+                __builtin_prefetch(reinterpret_cast<const char*>(b + kRowsAhead * b_depth) + line);
+              }
+            }
+            MSG3D_OPAQUE_POINTER(b);
           }
+          if constexpr (!kTransposed) {
+            a.forward(kSteps);
+#pragma GCC unroll 16
+            for (int i = 0; i < kRows; ++i) __builtin_prefetch(a.address(i, 0) + ahead);
+          }
+          // Otherwise the compiler lets some change places from one turn to the next, through memory.
 #pragma GCC unroll 16
           for (int i = 0; i < kRows; ++i) {
-            Vector value = broadcast(a[i][offset], std::make_index_sequence<kLanes>());
-            MSG3D_KEEP_IN_REGISTER(value);
 #pragma GCC unroll 2
-            for (int j = 0; j < kVectors; ++j) sum[i][j] += value * column[j];
+            for (int j = 0; j < kVectors; ++j) MSG3D_KEEP_IN_REGISTER(sum[i][j]);
           }
-          offset += a_depth;
+        }
+        for (; d > 0; --d) {
+          step(sum, a, 0, b);
+          a.forward(1);
           b += b_depth;
         }
         depth -= steps;
@@ -147,13 +225,24 @@ struct Microkernel {
     }
   }
 
-  template <int kVectors, std::size_t... kRow>
+  // Where a tile will write, early; in the tile itself this would take registers.
+  static inline __attribute__((always_inline)) void fetch_for_writing(const PanelProduct<T>& p, int64_t row,
+                                                                      int64_t height) {
+    const char* c = reinterpret_cast<const char*>(p.c + row * p.c_row);
+    const int64_t bytes = p.columns * int64_t{sizeof(T)};
+    for (int64_t i = 0; i < height; ++i, c += p.c_row * int64_t{sizeof(T)}) {
+      for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(c + line, 1);
+    }
+  }
+
+  template <int kVectors, bool kTransposed, std::size_t... kRow>
   static void run(const PanelProduct<T>& p, std::index_sequence<kRow...>) {
-    static constexpr void (*kTiles[])(const PanelProduct<T>&, int64_t) = {&tile<kRow + 1, kVectors>...};
+    static constexpr void (*kTiles[])(const PanelProduct<T>&, int64_t) = {&tile<kRow + 1, kVectors, kTransposed>...};
     const int64_t tiles = (p.rows + kMaxRows - 1) / kMaxRows;
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t height = p.rows * (i + 1) / tiles - row;
+      fetch_for_writing(p, row, height);
       kTiles[height - 1](p, row);
       row += height;
     }
@@ -161,7 +250,8 @@ struct Microkernel {
 
   static void product(const PanelProduct<T>& p) {
     constexpr auto kHeights = std::make_index_sequence<kMaxRows>();
-    p.columns > kLanes ? run<2>(p, kHeights) : run<1>(p, kHeights);
+    if (p.a_row == 1) return p.columns > kLanes ? run<2, true>(p, kHeights) : run<1, true>(p, kHeights);
+    p.columns > kLanes ? run<2, false>(p, kHeights) : run<1, false>(p, kHeights);
   }
 };
 
