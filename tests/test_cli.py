@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, and one line for every wrong input."""
 
+import ctypes
 import errno
 import functools
 import json
@@ -355,3 +356,26 @@ def test_interrupt_is_clean(clips: Path, tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert not list(folder.glob(".*part*"))
     load_file(folder / "last.ckpt")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_what_a_training_step_frees_serves_the_next() -> None:
+    # Pages that a step touches anew, from the thresholds that glibc starts with; it may raise them by itself.
+    script = """
+import ctypes, resource, sys, torch
+from msg3d_fast import cli
+for option in (-3, -1):
+    ctypes.CDLL(None).mallopt(option, 128 << 10)
+if sys.argv[1] == "train":
+    cli.keep_freed_memory()
+for step in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    saved = [torch.ones(2 << 20) for _ in range(8)]  # 8 MB each
+    del saved
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        verb: int(subprocess.run([sys.executable, "-c", script, verb], capture_output=True, check=True).stdout)
+        for verb in ("train", "none")
+    }
+    assert faults["train"] < 100 and faults["none"] > 10_000
