@@ -120,22 +120,13 @@ std::tuple<Tensor, Tensor, Tensor> ms_g3d_backward(const Tensor& gy, const Tenso
                                                    int64_t window_dilation) {
   const ms_g3d::Problem p =
       check_inputs(x, A, weight, std::nullopt, window_size, window_stride, window_dilation, false);
-  const int64_t width =
-      x.scalar_type() == ScalarType::Float ? current_wide_isa().f32.width : current_wide_isa().f64.width;
-  const auto pass = ms_g3d::Pass::kBackwardParameters;
-  if (ms_g3d::make_plan(p, pass, width, x.element_size(), order_choice.load()).order != ms_g3d::Order::kProjectFirst) {
-    const auto [grad_A, grad_weight, _] = ms_g3d_backward_parameters(gy, x, A, weight, window_size, window_stride,
-                                                                     window_dilation, true, true, false, false);
-    return {ms_g3d_backward_input(gy, x, A, weight, window_size, window_stride, window_dilation, false), grad_A,
-            grad_weight};
-  }
   check_gy(gy, x, p);
   const Tensor grad_x = empty_channels_last(x, {p.N, p.C, p.T, p.V});
   const auto empty = [&](std::vector<int64_t> sizes) {
     return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device());
   };
   const Tensor grad_A = empty({p.K, p.nodes(), p.nodes()}), grad_weight = empty({p.O, p.K, p.C});
-  with_call(p, pass, x, A, weight, std::nullopt, gy, [&](const auto& call) {
+  with_call(p, ms_g3d::Pass::kBackwardParameters, x, A, weight, std::nullopt, gy, [&](const auto& call) {
     ms_g3d::backward(call, {output(grad_A, call), output(grad_weight, call), nullptr}, output(grad_x, call));
   });
   return {grad_x, grad_A, grad_weight};

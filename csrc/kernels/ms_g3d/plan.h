@@ -30,8 +30,8 @@ struct SharedBuffers {
   int64_t partial_A, partial_weight, partial_bias;           // per split or task, added up in a fixed order
 };
 struct WorkerBuffers {
-  int64_t z, grad_z, gy, gy_by_node, grad_x, paired;                         // project-first
-  int64_t unfolded, unfolded_by_node, aggregated, grad_aggregated, scratch;  // aggregate-first
+  int64_t z, grad_z, gy, gy_by_node, grad_x, paired;                                        // project-first
+  int64_t unfolded, unfolded_by_node, grad_unfolded, aggregated, grad_aggregated, scratch;  // aggregate-first
 };
 
 struct Plan {
@@ -139,6 +139,7 @@ inline void plan_aggregate_first(const Problem& p, Pass pass, int64_t element_si
     shared.partial_weight = plan.splits * plan.panels * KC * width;
     shared.partial_bias = plan.splits * plan.panels * width;
     worker.unfolded_by_node = node_panels * p.C * width * width;
+    worker.grad_unfolded = p.C * R * width;
     worker.aggregated = plan.node_step * KC * width;
     worker.gy = plan.node_step * width * width;
   }
@@ -169,7 +170,7 @@ inline Plan make_plan(const Problem& p, Pass pass, int64_t width, int64_t elemen
   }
   const WorkerBuffers& w = plan.worker;
   for (int64_t elements : {w.z, w.grad_z, w.gy, w.gy_by_node, w.grad_x, w.paired, w.unfolded, w.unfolded_by_node,
-                           w.aggregated, w.grad_aggregated, w.scratch}) {
+                           w.grad_unfolded, w.aggregated, w.grad_aggregated, w.scratch}) {
     plan.worker_bytes += detail::padded(elements, element_size);
   }
   return plan;

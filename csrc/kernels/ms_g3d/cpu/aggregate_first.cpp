@@ -120,6 +120,45 @@ void grad_aggregate(const Call<T>& call, const T* weight, Block block, int64_t f
   }
 }
 
+// The gradient of a block's unfolded x, (C, (w',u), width of t): what nodes [first, last) give to it, in turn from 0
+// on.
+template <typename T>
+void grad_unfold(const Call<T>& call, const T* adjacency, const T* grad_aggregated, int64_t first, int64_t last,
+                 T* to) {
+  const Problem& p = call.problem;
+  const int64_t width = call.plan.width, R = p.nodes();
+  for (int64_t c = 0; c < p.C; ++c) {
+    PanelProduct<T> product{};
+    product.rows = R, product.columns = width;
+    product.segments = 1, product.depth = (last - first) * p.K;
+    product.a = adjacency + first * p.K * R, product.a_row = 1, product.a_depth = R;
+    product.b = grad_aggregated + c * width, product.b_depth = p.C * width;
+    product.c = to + c * R * width, product.c_row = width;
+    product.start = first ? product.c : nullptr, product.start_row = width;
+    call.gemm.product(product);
+  }
+}
+
+// grad_x of some clips: adds up the windows that show a frame. grad_unfolded: (windows of these clips, C, (w',u)).
+template <typename T>
+void fold(const Call<T>& call, int64_t first_clip, int64_t clips, const T* grad_unfolded, T* grad_x) {
+  const Problem& p = call.problem;
+  const int64_t R = p.nodes(), frame = p.V * p.C;
+  for_each_task(call.pool, clips * p.T, [&](int, int64_t task) {
+    const int64_t n = task / p.T, f = task % p.T;
+    T* const to = grad_x + (first_clip * p.T + task) * frame;
+    zero(to, frame);
+    for (int64_t w = 0; w < p.window; ++w) {
+      const int64_t start = f + p.padding() - w * p.dilation, t = n * p.windows() + start / p.stride;
+      if (start < 0 || start % p.stride != 0 || start / p.stride >= p.windows()) continue;
+      const T* from = grad_unfolded + t * p.C * R + w * p.V;
+      for (int64_t u = 0; u < p.V; ++u) {
+        for (int64_t c = 0; c < p.C; ++c) to[u * p.C + c] += from[c * R + u];
+      }
+    }
+  });
+}
+
 // partial (panels of (w',u), (w,v), k, width) += da x^T, for nodes [first, last).
 template <typename T>
 void add_grad_A(const Call<T>& call, const T* grad_aggregated, const T* unfolded, int64_t first, int64_t last,
@@ -226,16 +265,7 @@ void backward_input(const Call<T>& call, T* grad_x) {
       for (int64_t first = 0; first < R; first += plan.node_step) {
         const int64_t last = std::min(first + plan.node_step, R);
         grad_aggregate(call, weight, block, first, last, scratch, grad_aggregated);
-        for (int64_t c = 0; c < p.C; ++c) {
-          PanelProduct<T> product{};
-          product.rows = R, product.columns = width;
-          product.segments = 1, product.depth = (last - first) * p.K;
-          product.a = adjacency + first * p.K * R, product.a_row = 1, product.a_depth = R;
-          product.b = grad_aggregated + c * width, product.b_depth = p.C * width;
-          product.c = grad_unfolded + c * R * width, product.c_row = width;
-          product.start = first ? product.c : nullptr, product.start_row = width;
-          call.gemm.product(product);
-        }
+        grad_unfold(call, adjacency, grad_aggregated, first, last, grad_unfolded);
       }
       for_each_slot(call, block, [&](int64_t t, int64_t w, const T* frame) {
         const int64_t f = frame ? (frame - call.in.x) / (p.V * p.C) - n * p.T : -1;
@@ -250,53 +280,68 @@ void backward_input(const Call<T>& call, T* grad_x) {
 }
 
 template <typename T>
-void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients) {
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x) {
   const Problem& p = call.problem;
   const Plan& plan = call.plan;
-  const int64_t width = plan.width, R = p.nodes(), KC = p.K * p.C, windows = p.N * p.windows();
+  const int64_t width = plan.width, R = p.nodes(), KC = p.K * p.C, clip_windows = p.windows();
   const int64_t node_panels = ceil_div(R, width), size_A = node_panels * R * p.K * width;
-  const int64_t size_weight = plan.panels * KC * width, steps = ceil_div(windows, width);
+  const int64_t size_weight = plan.panels * KC * width, size_x = p.C * R;
+  // With grad_x, what the windows of a group of clips give to it is kept until all of them are there.
+  const int64_t group = grad_x ? stored_clips<T>(p, clip_windows * size_x) : p.N;
+  const Buffer<T> stored(grad_x ? group * clip_windows * size_x : 0);
   Arena shared(call.workspace.shared);
   T* weight = shared.take<T>(plan.shared.weight_by_input);
   T* adjacency = shared.take<T>(plan.shared.adjacency);
   T* partial_A = shared.take<T>(plan.shared.partial_A);
   T* partial_weight = shared.take<T>(plan.shared.partial_weight);
   T* partial_bias = shared.take<T>(plan.shared.partial_bias);
-  if (gradients.A) pack_weight_by_input(call, weight);
-  if (gradients.weight) pack_adjacency(call, adjacency);
+  const bool needs_grad_aggregated = gradients.A || grad_x;
+  if (needs_grad_aggregated) pack_weight_by_input(call, weight);
+  if (gradients.weight || grad_x) pack_adjacency(call, adjacency);
 
-  for_each_task(call.pool, plan.splits, [&](int worker, int64_t split) {
+  const auto walk = [&](int64_t first_clip, int64_t clips, int worker, int64_t split) {
     Arena arena = worker_arena(call, worker);
     T* unfolded = arena.take<T>(plan.worker.unfolded);
     T* unfolded_by_node = arena.take<T>(plan.worker.unfolded_by_node);
+    T* grad_unfolded = arena.take<T>(plan.worker.grad_unfolded);
     T* aggregated = arena.take<T>(plan.worker.aggregated);
     T* grad_aggregated = arena.take<T>(plan.worker.grad_aggregated);
     T* scratch = arena.take<T>(plan.worker.scratch);
     T* gy = arena.take<T>(plan.worker.gy);
-    if (gradients.A) zero(partial_A + split * size_A, size_A);
-    if (gradients.weight) zero(partial_weight + split * size_weight, size_weight);
+    if (gradients.A && first_clip == 0) zero(partial_A + split * size_A, size_A);
+    if (gradients.weight && first_clip == 0) zero(partial_weight + split * size_weight, size_weight);
+    const int64_t windows = clips * clip_windows, steps = ceil_div(windows, width);
     for (int64_t step = steps * split / plan.splits; step < steps * (split + 1) / plan.splits; ++step) {
-      const Block block{step * width, std::min(width, windows - step * width)};
+      const Block block{first_clip * clip_windows + step * width, std::min(width, windows - step * width)};
       if (gradients.A) unfold_by_node(call, block, unfolded_by_node);
       if (gradients.weight) unfold(call, block, unfolded);
       for (int64_t first = 0; first < R; first += plan.node_step) {
         const int64_t last = std::min(first + plan.node_step, R);
+        if (needs_grad_aggregated) grad_aggregate(call, weight, block, first, last, scratch, grad_aggregated);
         if (gradients.A) {
-          grad_aggregate(call, weight, block, first, last, scratch, grad_aggregated);
           add_grad_A(call, grad_aggregated, unfolded_by_node, first, last, partial_A + split * size_A);
         }
+        if (grad_x) grad_unfold(call, adjacency, grad_aggregated, first, last, grad_unfolded);
         if (gradients.weight) {
           aggregate(call, adjacency, unfolded, first, last, aggregated);
           add_grad_weight(call, aggregated, block, first, last, gy, partial_weight + split * size_weight);
         }
       }
-    }
-    if (gradients.bias) {
-      const int64_t first = windows * split / plan.splits * R, last = windows * (split + 1) / plan.splits * R;
-      for (int64_t panel = 0; panel < plan.panels; ++panel) {
-        sum_rows(call, first, last, panel, partial_bias + (split * plan.panels + panel) * width);
+      if (grad_x) {
+        call.gemm.passes.transpose(size_x, block.count, grad_unfolded, width, stored + step * width * size_x, size_x);
       }
     }
+    if (gradients.bias && first_clip == 0) {
+      const int64_t rows = p.N * clip_windows * R, begin = rows * split / plan.splits;
+      for (int64_t panel = 0; panel < plan.panels; ++panel) {
+        sum_rows(call, begin, rows * (split + 1) / plan.splits, panel,
+                 partial_bias + (split * plan.panels + panel) * width);
+      }
+    }
+  };
+  for_each_group(p, group, [&](int64_t first_clip, int64_t clips) {
+    for_each_task(call.pool, plan.splits, [&](int worker, int64_t split) { walk(first_clip, clips, worker, split); });
+    if (grad_x) fold<T>(call, first_clip, clips, stored.get(), grad_x);
   });
 
   if (gradients.A) {
@@ -319,7 +364,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
 #define MSG3D_INSTANTIATE(T)                        \
   template void forward(const Call<T>&, T*);        \
   template void backward_input(const Call<T>&, T*); \
-  template void backward_parameters(const Call<T>&, const ParameterGradients<T>&);
+  template void backward_parameters(const Call<T>&, const ParameterGradients<T>&, T*);
 MSG3D_INSTANTIATE(float)
 MSG3D_INSTANTIATE(double)
 #undef MSG3D_INSTANTIATE

@@ -49,7 +49,7 @@ void forward(const Call<T>& call, T* y);
 template <typename T>
 void backward_input(const Call<T>& call, T* grad_x);
 template <typename T>
-void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients);
+void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x = nullptr);
 }  // namespace aggregate_first
 
 template <typename T>
@@ -67,11 +67,12 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
                                           : aggregate_first::backward_parameters(call, gradients);
 }
 
-// Both with plan for Pass::kBackwardParameters and the order project-first: cheaper than one after the other, because
-// what they share is computed once. gradients.A and gradients.weight are wanted, the bias's are not.
+// Both with plan for Pass::kBackwardParameters: cheaper than one after the other, because what they share is computed
+// once. gradients.A and gradients.weight are wanted, the bias's are not.
 template <typename T>
 void backward(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x) {
   const Problem& p = call.problem;
+  if (call.plan.order == Order::kAggregateFirst) return aggregate_first::backward_parameters(call, gradients, grad_x);
   p.window == 1 && p.stride == 1 ? per_frame::backward(call, gradients, grad_x)
                                  : project_first::backward_parameters(call, gradients, grad_x);
 }

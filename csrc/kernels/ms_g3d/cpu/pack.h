@@ -39,6 +39,21 @@ void add(T* sum, const T* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i] += values[i];
 }
 
+// So many clips at a time, if what is stored of each between two uses shall stay in a cache, and cost no fresh pages.
+template <typename T>
+int64_t stored_clips(const Problem& p, int64_t elements_per_clip) {
+  constexpr int64_t kStoredBytes = 8 << 20;
+  return std::min(std::max<int64_t>(1, kStoredBytes / (elements_per_clip * static_cast<int64_t>(sizeof(T)))), p.N);
+}
+
+// Calls body(first clip, clips) for groups of clips; once where there are none, so that sums become zero.
+template <typename Body>
+void for_each_group(const Problem& p, int64_t group, const Body& body) {
+  for (int64_t first = 0; first < p.N || first == 0; first += std::max<int64_t>(1, group)) {
+    body(first, std::min(group, p.N - first));
+  }
+}
+
 // rows of `width` values from rows of `columns <= width` values.
 template <typename T>
 void pack_rows(const T* from, int64_t from_row, int64_t rows, int64_t columns, int64_t width, T* to) {

@@ -18,7 +18,6 @@
 namespace msg3d::ms_g3d::project_first {
 namespace {
 
-constexpr int64_t kStoredBytes = 8 << 20;  // of dZ between its two uses: what stays in a cache and costs no fresh pages
 constexpr int64_t kPanelBytes = 24 * 1024;
 
 // Z of a run of frames of one clip, for one panel. Moving forward keeps the frames that overlap.
@@ -311,8 +310,7 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
   const int64_t size_A = adjacency_sums(call), size_weight = p.K * p.C * width;
   // With grad_x, the dZ of a group of clips is kept until every panel of theirs is there.
   const int64_t clip_size = p.T * J * width;
-  const int64_t room = std::max<int64_t>(1, kStoredBytes / (plan.panels * clip_size * sizeof(T)));
-  const int64_t group = grad_x ? std::min(room, p.N) : p.N;
+  const int64_t group = grad_x ? stored_clips<T>(p, plan.panels * clip_size) : p.N;
   const Buffer<T> stored(grad_x ? plan.panels * group * clip_size : 0);
   const Buffer<T> weight_by_input(grad_x ? plan.panels * ceil_div(p.C, width) * p.K * width * width : 0);
   if (grad_x) pack_weight_by_input(call, weight_by_input.get());
@@ -364,13 +362,12 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
       sum_rows(call, begin, rows * (split + 1) / plan.splits, panel, partial_bias + task * width);
     }
   };
-  for (int64_t first_clip = 0; first_clip < p.N || first_clip == 0; first_clip += std::max<int64_t>(1, group)) {
-    const int64_t clips = std::min(group, p.N - first_clip);
+  for_each_group(p, group, [&](int64_t first_clip, int64_t clips) {
     for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) { walk(first_clip, clips, worker, task); });
     if (grad_x) {
       project_back<T>(call, weight_by_input.get(), stored.get(), clips, grad_x + first_clip * p.T * p.V * p.C);
     }
-  }
+  });
 
   if (gradients.A) reduce_adjacency(call, partial_A, gradients.A);
   if (gradients.weight) reduce_weight(call, partial_weight, gradients.weight);
