@@ -67,8 +67,11 @@ struct TransposedRows {
   int64_t depth;
 
   inline __attribute__((always_inline)) T at(int row, int64_t) const { return column[row]; }
-  inline __attribute__((always_inline)) void forward(int64_t k) { column += k * depth; }
-  inline __attribute__((always_inline)) void keep() { MSG3D_OPAQUE_POINTER(column); }
+  inline __attribute__((always_inline)) void forward(int64_t k) {
+    column += k * depth;
+    MSG3D_OPAQUE_POINTER(column);
+  }
+  inline __attribute__((always_inline)) void keep() {}  // one register, hidden where it moves
 };
 
 // Target: { kVectorBytes, kMaxRows }, an unnamed-namespace type.
@@ -152,10 +155,9 @@ struct Microkernel {
 #pragma GCC unroll 8
           for (int u = 0; u < kSteps; ++u) {
             step(sum, a, kTransposed ? 0 : u, b);
+            if constexpr (kTransposed) a.forward(1);
             b += b_depth;
-            if constexpr (kTransposed) {
-              a.forward(1);
-            } else {
+            if constexpr (!kTransposed) {
 #pragma GCC unroll 2
               for (int64_t line = 0; line < int64_t{sizeof(sum[0])}; line += 64) {
                 __builtin_prefetch(reinterpret_cast<const char*>(b + kRowsAhead * b_depth) + line);
