@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import MEDIUM, PROBLEMS, SMALL, Problem, assert_parity, gradients, reference_answer
+from tolerance import error
 from torch import Tensor
 
 from msg3d_fast import _library, ops, reference
@@ -45,6 +46,26 @@ def test_every_instruction_set(problem: Problem, isa: str, order: str) -> None:
     assert _library.info()["isa"] == isa
     for dtype in (torch.float32, torch.float64):
         assert_parity(native(problem.inputs(dtype), problem), problem)
+
+
+# What the one pass keeps of a clip, several megabytes, lets it take two or one of these three at a time.
+GROUPS = Problem("groups_of_clips", N=3, C=3, T=1300, V=25, K=2, O=16, window_size=5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("problem", [*PROBLEMS, GROUPS], ids=lambda problem: problem.name)
+def test_all_gradients_in_one_pass(problem: Problem, order: str) -> None:
+    _library.set_order(order)
+    x, A, weight, _ = problem.inputs(torch.float64).values()
+    call = (x, A, weight, *problem.window)
+    native = torch.ops.msg3d_fast
+    with torch.no_grad():
+        gy = torch.randn_like(ops.ms_g3d(x, A, weight, None, *problem.window))
+        found = native.ms_g3d_backward(gy, *call)
+        grad_A, grad_weight, _ = native.ms_g3d_backward_parameters(gy, *call, True, True, False, False)
+        expected = native.ms_g3d_backward_input(gy, *call, False), grad_A, grad_weight
+    for tensor, other in zip(found, expected, strict=True):
+        assert error(tensor, other) < 1e-13
 
 
 def test_ms_gcn_is_the_window_of_one() -> None:
