@@ -115,31 +115,27 @@ inline void plan_aggregate_first(const Problem& p, Pass pass, int64_t element_si
   SharedBuffers& shared = plan.shared;
   WorkerBuffers& worker = plan.worker;
   shared.adjacency = R * p.K * R;
-  worker.unfolded = p.C * R * width;
   if (pass == Pass::kForward) {
     plan.tasks = ceil_div(p.N * p.windows(), width);
     shared.weight = plan.panels * KC * width;
     shared.bias = plan.panels * width;
+    worker.unfolded = p.C * R * width;
     worker.aggregated = plan.node_step * KC * width;
     return;
   }
+  const int64_t steps = ceil_div(p.N * p.windows(), width);
+  plan.splits = std::clamp<int64_t>(kEnoughTasks, 1, std::max<int64_t>(1, steps));
+  plan.tasks = plan.splits;
   shared.weight_by_input = channel_panels * p.O * width;
+  worker.grad_unfolded = p.C * R * width;
   worker.grad_aggregated = plan.node_step * KC * width;
   worker.scratch = width * channel_panels * width;
-  if (pass == Pass::kBackwardInput) {
-    // Chunks read the windows of their neighbours' edges again: four steps of windows keep that below a tenth.
-    plan.frame_step = std::clamp<int64_t>(4 * width * p.stride - (p.window - 1) * p.dilation, p.stride, p.T);
-    plan.chunks = ceil_div(p.T, plan.frame_step);
-    plan.tasks = p.N * plan.chunks;
-  } else {
-    const int64_t steps = ceil_div(p.N * p.windows(), width);
-    plan.splits = std::clamp<int64_t>(kEnoughTasks, 1, std::max<int64_t>(1, steps));
-    plan.tasks = plan.splits;
+  if (pass == Pass::kBackwardParameters) {
     shared.partial_A = plan.splits * node_panels * R * p.K * width;
     shared.partial_weight = plan.splits * plan.panels * KC * width;
     shared.partial_bias = plan.splits * plan.panels * width;
+    worker.unfolded = p.C * R * width;
     worker.unfolded_by_node = node_panels * p.C * width * width;
-    worker.grad_unfolded = p.C * R * width;
     worker.aggregated = plan.node_step * KC * width;
     worker.gy = plan.node_step * width * width;
   }

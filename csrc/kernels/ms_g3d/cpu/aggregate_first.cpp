@@ -241,45 +241,6 @@ void forward(const Call<T>& call, T* y) {
 }
 
 template <typename T>
-void backward_input(const Call<T>& call, T* grad_x) {
-  const Problem& p = call.problem;
-  const Plan& plan = call.plan;
-  const int64_t width = plan.width, R = p.nodes(), KC = p.K * p.C;
-  Arena shared(call.workspace.shared);
-  T* weight = shared.take<T>(plan.shared.weight_by_input);
-  T* adjacency = shared.take<T>(plan.shared.adjacency);
-  pack_weight_by_input(call, weight);
-  pack_adjacency(call, adjacency);
-
-  for_each_task(call.pool, plan.tasks, [&](int worker, int64_t task) {
-    const int64_t n = task / plan.chunks, first_frame = task % plan.chunks * plan.frame_step;
-    const int64_t last_frame = std::min(first_frame + plan.frame_step, p.T);
-    const WindowRange windows = p.windows_touching(first_frame, last_frame);
-    Arena arena = worker_arena(call, worker);
-    T* grad_unfolded = arena.take<T>(plan.worker.unfolded);
-    T* grad_aggregated = arena.take<T>(plan.worker.grad_aggregated);
-    T* scratch = arena.take<T>(plan.worker.scratch);
-    zero(grad_x + (n * p.T + first_frame) * p.V * p.C, (last_frame - first_frame) * p.V * p.C);
-    for (int64_t window = windows.first; window < windows.last; window += width) {
-      const Block block{n * p.windows() + window, std::min(width, windows.last - window)};
-      for (int64_t first = 0; first < R; first += plan.node_step) {
-        const int64_t last = std::min(first + plan.node_step, R);
-        grad_aggregate(call, weight, block, first, last, scratch, grad_aggregated);
-        grad_unfold(call, adjacency, grad_aggregated, first, last, grad_unfolded);
-      }
-      for_each_slot(call, block, [&](int64_t t, int64_t w, const T* frame) {
-        const int64_t f = frame ? (frame - call.in.x) / (p.V * p.C) - n * p.T : -1;
-        if (f < first_frame || f >= last_frame) return;
-        T* to = grad_x + (n * p.T + f) * p.V * p.C;
-        for (int64_t u = 0; u < p.V; ++u) {
-          for (int64_t c = 0; c < p.C; ++c) to[u * p.C + c] += grad_unfolded[(c * R + w * p.V + u) * width + t];
-        }
-      });
-    }
-  });
-}
-
-template <typename T>
 void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradients, T* grad_x) {
   const Problem& p = call.problem;
   const Plan& plan = call.plan;
@@ -359,6 +320,11 @@ void backward_parameters(const Call<T>& call, const ParameterGradients<T>& gradi
   }
   if (gradients.weight) reduce_weight(call, partial_weight, gradients.weight);
   if (gradients.bias) reduce_bias(call, partial_bias, gradients.bias);
+}
+
+template <typename T>
+void backward_input(const Call<T>& call, T* grad_x) {
+  backward_parameters(call, {}, grad_x);
 }
 
 #define MSG3D_INSTANTIATE(T)                        \
