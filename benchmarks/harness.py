@@ -1,13 +1,18 @@
-"""Alternate measurement: every contender once per round, a pause before each call, medians over the rounds.
+"""Alternate measurement: every contender once per round, a pause before each, medians over the rounds.
 
-A processor is slower for a while after it had both cores busy, so another rival is the first of each round, and another
-one the last before ours.
+After a pause a contender is called twice, and the second call is its time: it finds caches and processor as its own
+work leaves them, not as another's did. What the first call took is kept beside it. Idle cores need some milliseconds to
+come up to speed, which counts for more the shorter a call is.
+
+A processor is also slower for a while after it had both cores busy, so another rival is the first of each round, and
+another one the last before ours.
 
 A shared machine drifts by more than the differences that matter, so only ratios within one run are claimed. Ours is
 timed by pytest-benchmark; its rivals run in the set-up of each of its rounds and stand in the same record, under
 `extra_info`:
 
-    rivals         {name: {"median": seconds, "min": seconds}}
+    rivals         {name: {"median": seconds, "min": seconds, "first": seconds}}
+    first          seconds: ours, the first call after a pause, median
     not_measured   {name: why}
 
 The pause lets one OpenMP, TBB or own thread pool stop spinning before the next one is timed.
@@ -23,14 +28,24 @@ import torch
 from torch import Tensor
 
 PAUSE = 0.03  # seconds
+LONG = 0.5  # seconds: how so long a call began matters little, and it is not repeated
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
 SGEMM = "torch.mm 2048^3"
+OURS = "ours"
 SGEMM_FLOPS = 2 * 2048**3
 
 
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Return median and minimum of a series of timings."""
-    return {"median": statistics.median(seconds), "min": min(seconds)}
+def summary(seconds: Sequence[float], first: Sequence[float] = ()) -> dict[str, float]:
+    """Return median and minimum of a series of timings, and the median of the first calls if there were such."""
+    found = {"median": statistics.median(seconds), "min": min(seconds)}
+    return found | {"first": statistics.median(first)} if first else found
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -88,41 +103,49 @@ def compare(
         ours: what the case is about.
         rivals: name -> call with the same result.
         seconds: about how long to measure; decides the number of rounds, at least 3 and at most 40.
-        pause: seconds of sleep before each call.
+        pause: seconds of sleep before each contender.
         not_measured: name -> why, of the rivals that are missing.
         threads: name -> number of threads, set before its time is taken; "ours" is ours. The rest have the process's.
         info: what else the record shall hold.
     """
-    taken: dict[str, list[float]] = {name: [] for name in rivals}
+    calls = {**rivals, OURS: ours}
+    first: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    repeated: set[str] = set()
     everyone, threads = torch.get_num_threads(), threads or {}
     turns, order = itertools.count(), list(rivals)
 
-    def others() -> None:
-        first = next(turns) % max(1, len(order))
-        for name in order[first:] + order[:first]:
-            call = rivals[name]
-            torch.set_num_threads(threads.get(name, everyone))
-            time.sleep(pause)
-            start = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start)
-        torch.set_num_threads(threads.get("ours", everyone))
+    def prepare(name: str) -> None:
+        torch.set_num_threads(threads.get(name, everyone))
         time.sleep(pause)
+        if name in repeated:
+            first[name].append(timed(calls[name]))
+
+    def others() -> None:
+        begin = next(turns) % max(1, len(order))
+        for name in order[begin:] + order[:begin]:
+            prepare(name)
+            taken[name].append(timed(rivals[name]))
+        prepare(OURS)
 
     for _ in range(2):  # the first call of each allocates, packs and compiles
         start = time.perf_counter()
         others()
-        ours()
+        taken[OURS].append(timed(ours))
         one_round = time.perf_counter() - start
         if one_round > seconds / 4:
             break
+    repeated |= {name for name, series in taken.items() if series[-1] <= LONG}
+    one_round += sum(taken[name][-1] for name in repeated)
     for series in taken.values():
         series.clear()
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / one_round)))
     benchmark.pedantic(ours, setup=others, rounds=rounds, iterations=1)
     torch.set_num_threads(everyone)
     benchmark.extra_info.update(info)
-    benchmark.extra_info["rivals"] = {name: summary(series) for name, series in taken.items()}
+    benchmark.extra_info["rivals"] = {name: summary(taken[name], first[name]) for name in rivals}
+    if first[OURS]:
+        benchmark.extra_info["first"] = statistics.median(first[OURS])
     benchmark.extra_info["not_measured"] = dict(not_measured or {})
 
 

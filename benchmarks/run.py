@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile-training", action="store_true", help="torch.compile the training step too: minutes")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument(
-        "--processes", type=int, default=3, help="for single clips and 1 to 2 threads; the rest has one"
+        "--processes", type=int, default=5, help="for single clips and 1 to 2 threads; the rest has one"
     )
     parser.add_argument("--out", type=Path, help="results file; default benchmarks/results/{quick,full}.json")
     only = f"only the cases that pytest -k selects; kept in {SELECTED}"
