@@ -1,6 +1,6 @@
 """One command: measure, keep the results, print the report.
 
-    python -m benchmarks.run --quick        # every figure of the report's table of aims, eight minutes on two cores
+    python -m benchmarks.run --quick        # every figure of the table of aims, a quarter of an hour on two cores
     python -m benchmarks.run --full         # also long clips, batches, every block, growth: more than an hour
     python -m benchmarks.run --quick -k eval
 
@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     only = f"only the cases that pytest -k selects; kept in {SELECTED}"
     parser.add_argument("-k", default="", metavar="EXPRESSION", help=only)
     arguments = parser.parse_args(argv)
+    if arguments.processes < 1:
+        parser.error(f"--processes is {arguments.processes}, expected 1 or more")
     whole = FOLDER / "results" / ("full.json" if arguments.full else "quick.json")
     target = arguments.out or (SELECTED if arguments.k else whole)
     if warning := busy():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import harness, report, rivals, workload
+from benchmarks import harness, report, rivals, run, workload
 from msg3d_fast import Recognizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,6 +204,12 @@ def test_report_states_ratios_and_what_is_missing(results, tmp_path):
     assert by_name["N"] == ["1 2 4", "1.00", "2.00", "0.00", "1.00"]
     for plot in ("time.png", "memory.png"):
         assert 0 < (tmp_path / plot).stat().st_size < 100_000
+
+
+def test_no_process_measures_nothing(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--processes", "0"])
+    assert "--processes is 0, expected 1 or more" in capsys.readouterr().err
 
 
 def test_kept_results_are_compact(results, tmp_path):
